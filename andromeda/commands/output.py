@@ -1,0 +1,93 @@
+"""How the verbs write what they found: JSON files that appear whole, and figures a person reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from andromeda.errors import AndromedaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def check_json_path(path: str | None) -> None:
+    """Before long work: that its result can be written.
+
+    Raises:
+        AndromedaError: the path is a directory, or lies in none that can be written.
+    """
+    if path is None:
+        return
+    parent = Path(os.path.realpath(path)).parent
+    if Path(path).is_dir():
+        raise AndromedaError(f"--json {path}: is a directory; name a file")
+    if not parent.is_dir():
+        raise AndromedaError(f"--json {path}: there is no directory {parent}; make it first")
+    if not os.access(parent, os.W_OK):
+        raise AndromedaError(f"--json {path}: the directory {parent} cannot be written; choose another place")
+
+
+def write_json(path: str, values: dict[str, Any]) -> None:
+    """Writes beside and renames, so that the old file or the new one is there, whole. Devices and pipes are written to.
+
+    Raises:
+        AndromedaError: the file cannot be written.
+    """
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file()
+    place = target if special else target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        with place.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if not special:
+                os.fsync(file.fileno())
+        if not special:
+            os.replace(place, target)
+    except OSError as error:
+        if not special:
+            place.unlink(missing_ok=True)
+        raise AndromedaError(f"--json {path}: cannot be written: {error.strerror}; choose another place") from error
+
+
+def plain_console(stderr: bool = False) -> Console:
+    """A console that prints names as they are: brackets and colons in them mean nothing."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def plain_table(*columns: str) -> Table:
+    """A table whose first column is text and the others numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def count(number: float) -> str:
+    """2.33 B, 4.10 M, 512."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{significant(number / size)} {unit}"
+    return f"{number:g}"
+
+
+def binary_bytes(number: float) -> str:
+    """4.5 MiB, 16 KiB."""
+    units = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    unit, size = next(((unit, size) for unit, size in units if number >= size), units[-1])
+    return f"{number / size:,.0f} {unit}" if number >= 100 * size else f"{number / size:.3g} {unit}"
+
+
+def significant(number: float) -> str:
+    """Three significant digits, and all of those before the point: 0.0132, 2.20, 13,651."""
+    return f"{number:,.0f}" if abs(number) >= 99.95 else f"{number:#.3g}"

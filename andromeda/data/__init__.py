@@ -1,0 +1,1 @@
+"""From files to what a model is trained on: text.py makes documents into token ids, windows.py ids into sequences."""

@@ -1,0 +1,225 @@
+"""Text files -> documents -> token ids: one array in a file, memory-mapped.
+
+Kinds of file: .txt and .md, where a file is a document; .jsonl, where a line is an object with the document in `text`.
+Each may be compressed, with .gz or .xz behind the name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from andromeda.atomic import atomic_directory
+from andromeda.errors import AndromedaError
+from andromeda.tokenizer import Tokenizer
+
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+
+WHOLE_FILE = (".txt", ".md")
+KINDS = (*WHOLE_FILE, ".jsonl")
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+BATCH_CHARACTERS = 1 << 20  # documents that are tokenised together
+TOKENS, FACTS = "tokens.npy", "corpus.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of all documents, each behind an end-of-text token: [end] document [end] document ...
+
+    Attributes:
+        tokens: (N,) ids, memory-mapped.
+        num_bytes: UTF-8 bytes of the documents.
+        key: fingerprint of the files and the tokenizer.
+    """
+
+    tokens: Tokens
+    num_documents: int
+    num_bytes: int
+    key: str
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.num_bytes / len(self.tokens)
+
+
+# ---- documents -----------------------------------------------------------------------------------
+
+
+def check_paths(paths: Sequence[str | Path]) -> None:
+    """Before any work: the files are there, and of a kind that can be read.
+
+    Raises:
+        AndromedaError: a file that is missing or of another kind.
+    """
+    for path in map(Path, paths):
+        _kind(path)
+        if not path.is_file():
+            what = "is a directory, not a file" if path.is_dir() else f"no such file (looked for in {Path.cwd()})"
+            raise AndromedaError(f"{path}: {what}; name text files ({', '.join(KINDS)}, or these with .gz or .xz)")
+
+
+def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
+    """The documents of the files in their order; those of nothing but white space are left out.
+
+    Raises:
+        AndromedaError: a file that is missing, of another kind, damaged or not UTF-8, or a line that is not an object
+            with a `text`.
+    """
+    check_paths(paths)
+    for path in map(Path, paths):
+        read = _read_whole if _kind(path) in WHOLE_FILE else _read_lines
+        try:
+            with _open(path) as file:
+                yield from (text for text in read(path, file) if text and not text.isspace())
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise AndromedaError(f"{path}: cannot be decompressed ({error}); fetch the file again") from error
+        except OSError as error:
+            raise AndromedaError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _kind(path: Path) -> str:
+    name = Path(path.stem) if path.suffix in OPENERS else path
+    if name.suffix not in KINDS:
+        raise AndromedaError(f"{path}: unknown kind of file; use {', '.join(KINDS)}, or these with .gz or .xz behind")
+    return name.suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    opened: IO[bytes] = OPENERS.get(path.suffix, open)(path, "rb")
+    return opened
+
+
+def _read_whole(path: Path, file: IO[bytes]) -> Iterator[str]:
+    yield _decode(file.read(), str(path))
+
+
+def _read_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        where = f"{path}, line {number}"
+        text = _decode(line, where)
+        if text and not text.isspace():
+            yield _text_of(text, where)
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AndromedaError(
+            f"{where}: not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}); convert it, with iconv say"
+        ) from error
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise AndromedaError(f"{where}: not JSON ({error}); each line must be an object with a `text`") from error
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        found = f"an object with {', '.join(value) or 'nothing'}" if isinstance(value, dict) else type(value).__name__
+        raise AndromedaError(f"{where}: has no `text` that is a string (found: {found}); put the document there")
+    text: str = value["text"]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AndromedaError(
+            f"{where}: `text` is not valid Unicode (a lone surrogate at character {error.start}); drop the line"
+        ) from error
+    return text
+
+
+# ---- token ids -----------------------------------------------------------------------------------
+
+
+def load_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, directory: str | Path) -> Corpus:
+    """The files' tokens, kept in `directory` and used again while neither the files nor the tokenizer change.
+
+    Memory does not grow with the corpus, but with its longest document.
+
+    Raises:
+        AndromedaError: what `read_documents` raises; no text in any file; the directory holds something else, or cannot
+            be written.
+    """
+    check_paths(paths)
+    directory = Path(directory)
+    key = _fingerprint(paths, tokenizer)
+    kept = _load(directory, key)
+    if kept is not None:
+        return kept
+    with atomic_directory(directory, replaceable=lambda folder: (folder / FACTS).exists()) as folder:
+        _write(folder, paths, tokenizer, key)
+    corpus = _load(directory, key)
+    if corpus is None:
+        raise AndromedaError(
+            f"{directory}: what was just written there is not there; does another process write to it?"
+        )
+    return corpus
+
+
+def _fingerprint(paths: Sequence[str | Path], tokenizer: Tokenizer) -> str:
+    digest = hashlib.blake2b(f"{FORMAT_VERSION} {tokenizer.sha256} {tokenizer.eos_id}".encode(), digest_size=16)
+    for path in map(Path, paths):
+        with path.open("rb") as file:
+            digest.update(f" {_kind(path)} {path.suffix} {hashlib.file_digest(file, 'blake2b').hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+def _load(directory: Path, key: str) -> Corpus | None:
+    """What is kept there for this key; None where there is nothing, or something damaged, which is then made anew."""
+    try:
+        facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+        if facts["key"] != key:
+            return None
+        tokens = np.load(directory / TOKENS, mmap_mode="r")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Corpus(tokens, facts["num_documents"], facts["num_bytes"], key)
+
+
+def _write(folder: Path, paths: Sequence[str | Path], tokenizer: Tokenizer, key: str) -> None:
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    num_tokens = num_documents = num_bytes = 0
+    with (folder / TOKENS).open("wb") as file:
+        _write_header(file, dtype, num_tokens)
+        for texts in _batches(read_documents(paths)):
+            for ids in tokenizer.encode_batch(texts):
+                file.write(np.array([tokenizer.eos_id, *ids], dtype).tobytes())
+                num_tokens += 1 + len(ids)
+            num_documents += len(texts)
+            num_bytes += sum(len(text.encode()) for text in texts)
+        if num_documents == 0:
+            raise AndromedaError(f"{', '.join(map(str, paths))}: no text; a corpus needs at least one document")
+        file.seek(0)
+        _write_header(file, dtype, num_tokens)
+    facts = {"key": key, "num_documents": num_documents, "num_bytes": num_bytes}
+    (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def _write_header(file: IO[bytes], dtype: np.dtype[Any], length: int) -> None:
+    """numpy leaves room in the header for the array to grow, so its size does not depend on the length."""
+    npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

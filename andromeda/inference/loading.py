@@ -1,0 +1,28 @@
+"""A model and its tokenizer, ready to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from andromeda.checkpoint import load_checkpoint, load_config, resolve
+from andromeda.errors import AndromedaError
+from andromeda.model import Andromeda
+from andromeda.tokenizer import Tokenizer
+
+
+def load_model(directory: str | Path) -> tuple[Andromeda, Tokenizer]:
+    """Opens a model directory, or the newest checkpoint of a training run, on a GPU where there is one.
+
+    Raises:
+        AndromedaError: no such directory, a file that is missing or corrupt, or a tokenizer of another model.
+    """
+    folder = resolve(directory)
+    tokenizer, num_tokens = Tokenizer.load(folder), load_config(folder).num_tokens
+    if tokenizer.vocab_size > num_tokens:  # before the weights are read
+        raise AndromedaError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only num_tokens={num_tokens}; "
+            "put the model's own tokenizer.json there"
+        )
+    return load_checkpoint(folder, device="cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -1,0 +1,374 @@
+"""The model. What departs from a textbook decoder:
+
+* ALiBi on the first heads (local), none on the others (global); rotary positions with xPos on the local heads only.
+* Queries and keys are L2-normalised, so logits are bounded; under that bound local heads have certified windows.
+* Global heads see no positions; beyond the trained length their logits are sharpened (log-n temperature).
+* One key/value head for all query heads. Token shift before every sub-layer.
+* Attention and feed-forward in parallel, DeepNorm around both, squared ReLU, no biases.
+
+Shapes: B batch, T tokens, H query heads, D dim_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from andromeda import positions
+from andromeda.cache import Cache, next_shift_state, shift_tokens
+from andromeda.config import AndromedaConfig
+from andromeda.errors import AndromedaError
+from andromeda.kernels import Geometry, attention
+
+LOSS_CHUNK = 2048  # tokens whose logits are held at once
+EMBEDDING_STD = 0.02
+
+EmbeddingProvider = Callable[[AndromedaConfig], nn.Module]
+EMBEDDING_PROVIDERS: dict[str, EmbeddingProvider] = {}
+
+
+def register_embedding(name: str) -> Callable[[EmbeddingProvider], EmbeddingProvider]:
+    """Makes an embedding known by name: what it is given is the config, what it returns maps (B, T) to (B, T, dim).
+
+    To be tied to the output (`tie_embeddings`), it must have a `weight` of (num_tokens, dim).
+    """
+
+    def register(provider: EmbeddingProvider) -> EmbeddingProvider:
+        EMBEDDING_PROVIDERS[name] = provider
+        return provider
+
+    return register
+
+
+@register_embedding("AndromedaEmbedding")
+class AndromedaEmbedding(nn.Embedding):
+    """Token embedding: ids (B, T) -> (B, T, dim)."""
+
+    def __init__(self, config: AndromedaConfig) -> None:
+        super().__init__(config.num_tokens, config.dim)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all blocks of one forward pass share."""
+
+    geometry: Geometry  # without bounds and windows, which each block has of its own
+    q_scale: Tensor | None  # (1 or B, T, H, 1) log-n temperature; None: 1 everywhere
+    cache: Cache | None
+
+
+class Attention(nn.Module):
+    """Multi-query attention over normalised queries and keys: (B, T, dim) -> (B, T, dim)."""
+
+    slopes: Tensor
+
+    def __init__(self, config: AndromedaConfig, block: int) -> None:
+        super().__init__()
+        self.config, self.block = config, block
+        heads, kv_heads, dim_head = config.heads, config.kv_heads, config.dim_head
+        self.to_qkv = nn.Linear(config.dim, (heads + 2 * kv_heads) * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, config.dim, bias=False)
+        if config.attn_qk_norm_dim_scale:
+            self.q_gain = nn.Parameter(torch.ones(heads, dim_head))
+            self.k_gain = nn.Parameter(torch.ones(kv_heads, dim_head))
+        self.register_buffer("slopes", torch.empty(heads), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Fills what is not in a checkpoint."""
+        self.slopes = torch.tensor(positions.head_slopes(self.config), device=self.to_out.weight.device)
+
+    def forward(self, x: Tensor, step: Pass) -> Tensor:
+        config = self.config
+        heads, kv_heads = config.heads, config.kv_heads
+        q, k, v = self.to_qkv(x).unflatten(-1, (-1, config.dim_head)).split([heads, kv_heads, kv_heads], dim=2)
+        q, k = self._normalise(q, k)
+        if step.q_scale is not None:
+            q = q * step.q_scale.to(q.dtype)
+        bounds, windows = self._bounds(q.dtype, step), None
+        if step.cache is not None:
+            if step.cache.windows is not None:
+                windows = step.cache.windows[self.block]
+            k, v = step.cache.append(self.block, k, v)
+        if windows is None:
+            windows = self.windows(q.dtype)
+        geometry = replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
+        return self.to_out(attention(q, k, v, geometry, flash=config.attn_flash).flatten(2))
+
+    def _normalise(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """q with the temperature, both with the gains; in float32 or better, then back."""
+        if not self.config.normalises_qk:
+            return q * self.config.qk_temperature, k
+        dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+        q, k = F.normalize(q.to(wide), dim=-1) * self.config.qk_temperature, F.normalize(k.to(wide), dim=-1)
+        if self.config.attn_qk_norm_dim_scale:
+            q, k = q * self.q_gain, k * self.k_gain
+        return q.to(dtype), k.to(dtype)
+
+    def bounds(self, dtype: torch.dtype = torch.float64) -> Tensor | None:
+        """(H,) B_h, with room for the rounding of q and k to `dtype`; None without QK norm."""
+        config = self.config
+        if not config.normalises_qk:
+            return None
+        with torch.no_grad():
+            if config.attn_qk_norm_dim_scale:
+                bounds = positions.logit_bounds(self.q_gain.double(), self.k_gain.double(), config.qk_temperature)
+            else:
+                bounds = self.slopes.new_full((config.heads,), config.qk_temperature, dtype=torch.float64)
+            return bounds * (1 + 2 * torch.finfo(dtype).eps)
+
+    def windows(self, dtype: torch.dtype = torch.float64) -> Tensor | None:
+        """(H,) int64 tokens that each head sees, certified by `bounds`; None where nothing can be."""
+        if not self.config.has_windows:
+            return None
+        bounds = self.bounds(dtype)
+        assert bounds is not None
+        return positions.certified_windows(bounds, self.slopes.double(), self.config.window_epsilon)
+
+    def _bounds(self, dtype: torch.dtype, step: Pass) -> Tensor | None:
+        """The same, with the log-n temperature counted in."""
+        bounds = self.bounds(dtype)
+        if bounds is None or step.q_scale is None:
+            return bounds
+        return bounds * step.q_scale.detach().amax((0, 1))[:, 0]
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 (So et al. 2021). The plain form's backward takes two passes more over the widest tensor of a block."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2 * grads[0] * ctx.saved_tensors[0]
+
+
+class FeedForward(nn.Module):
+    """(B, T, dim) -> (B, T, dim) through ff_mult * dim channels."""
+
+    def __init__(self, config: AndromedaConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.ff_mult * config.dim, bias=False)
+        self.down = nn.Linear(config.ff_mult * config.dim, config.dim, bias=False)
+        self.activation = config.ff_activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        if self.activation == "relu2":
+            x = _SquaredReLU.apply(x)
+        else:
+            x = F.gelu(x) if self.activation == "gelu" else F.silu(x)
+        return self.down(x)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, parallel or in sequence, with DeepNorm or pre-norm: (B, T, dim) -> (B, T, dim)."""
+
+    def __init__(self, config: AndromedaConfig, index: int) -> None:
+        super().__init__()
+        self.config, self.index = config, index
+        self.attention = Attention(config, index)
+        self.feed_forward = FeedForward(config)
+        self.norm = nn.LayerNorm(config.dim, bias=False)
+        if not config.parallel_blocks:
+            self.ff_norm = nn.LayerNorm(config.dim, bias=False)
+
+    def forward(self, x: Tensor, step: Pass) -> Tensor:
+        def attend(h: Tensor) -> Tensor:
+            return self.attention(h, step)
+
+        if self.config.parallel_blocks:
+            return self._residual(x, self.norm, 0, step, lambda h: attend(h) + self.feed_forward(h))
+        x = self._residual(x, self.norm, 0, step, attend)
+        return self._residual(x, self.ff_norm, 1, step, self.feed_forward)
+
+    def _residual(
+        self, x: Tensor, norm: nn.Module, slot: int, step: Pass, sublayer: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        if self.config.deepnorm:
+            return norm(self.config.deepnorm_alpha * x + sublayer(self._shift(x, slot, step)))
+        return x + sublayer(self._shift(norm(x), slot, step))
+
+    def _shift(self, x: Tensor, slot: int, step: Pass) -> Tensor:
+        amount, cache = self.config.shift_tokens, step.cache
+        if amount == 0:
+            return x
+        before = None
+        if cache is not None:
+            before = cache.shift_state(self.index, slot)
+            cache.set_shift_state(self.index, slot, next_shift_state(x, amount, before))
+        return shift_tokens(x, amount, before, step.geometry.starts)
+
+
+class Andromeda(nn.Module):
+    """The language model: token ids (B, T) -> logits (B, T, num_tokens).
+
+    Args:
+        config: the parameter table.
+        embedding_provider: a module that turns ids (B, T) into vectors (B, T, dim), in place of the registered one
+            that config.embedding_provider names.
+
+    Raises:
+        AndromedaError: an embedding that is not registered, or that cannot be tied.
+    """
+
+    def __init__(self, config: AndromedaConfig, embedding_provider: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = embedding_provider if embedding_provider is not None else _build_embedding(config)
+        if config.use_abs_pos_emb:
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.dim)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.norm = nn.Identity() if config.deepnorm else nn.LayerNorm(config.dim, bias=False)
+        if not config.tie_embeddings:
+            self.to_logits = nn.Linear(config.dim, config.num_tokens, bias=False)
+        elif getattr(self.embedding, "weight", torch.empty(0)).shape != (config.num_tokens, config.dim):
+            raise AndromedaError(
+                f"model: tie_embeddings=True needs an embedding with a weight of ({config.num_tokens}, {config.dim}), "
+                f"which {type(self.embedding).__name__} does not have; set tie_embeddings=False"
+            )
+        self.reset_parameters(embedding=embedding_provider is None)
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits (B, T, num_tokens), or (B, 1, num_tokens) of the last token with `last_only`.
+
+        Args:
+            ids: (B, T) token ids.
+            cache: what came before; it is extended by these tokens.
+            documents: (B, T) integers, equal within a document of a packed sequence, which sees only itself;
+                not together with a cache that holds tokens.
+
+        Raises:
+            AndromedaError: a token id out of range (on CPU), or a position beyond a learned table.
+        """
+        hidden = self.hidden(ids, cache=cache, documents=documents)
+        return self.logits(hidden[:, -1:] if last_only else hidden)
+
+    def hidden(self, ids: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Output of the last block, normalised: (B, T, dim). Arguments as in `forward`."""
+        self._check_ids(ids)
+        held = 0 if cache is None else cache.length
+        if documents is not None and held:
+            raise AndromedaError("model: documents cannot be continued from a cache; a cache holds one document")
+        starts = None if documents is None else document_starts(documents)
+        x = self.embedding(ids)
+        if self.config.use_abs_pos_emb:
+            x = x + self._position_embeddings(held, ids.shape[1], starts)
+        step = self._pass(ids.shape[1], held, starts, cache, x.device)
+        for block in self.blocks:
+            x = block(x, step)
+        if cache is not None:
+            if cache.windows is None:
+                cache.windows = [block.attention.windows(x.dtype) for block in self.blocks]
+            cache.advance(ids.shape[1])
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., dim) -> (..., num_tokens)."""
+        return F.linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(num_tokens, dim): the projection to the vocabulary."""
+        return self.embedding.weight if self.config.tie_embeddings else self.to_logits.weight
+
+    def token_losses(self, ids: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """Cross-entropy in nats of each target, (B, T) float32; 0 where the target is -100.
+
+        The logits of only LOSS_CHUNK tokens are held at a time; the backward pass computes them again.
+        """
+        hidden, targets = self.hidden(ids, documents=documents).flatten(0, 1), targets.flatten()
+        weight = self.output_weight
+        losses = []
+        for rows, goals in zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True):
+            losses.append(checkpoint(_cross_entropy, rows, weight, goals, use_reentrant=False))
+        return torch.cat(losses).view(ids.shape)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.dim() != 2 or ids.shape[1] == 0:
+            raise AndromedaError(
+                f"model: token ids must be (batch, tokens), at least one token; got {tuple(ids.shape)}"
+            )
+        if ids.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+            low, high = (int(x) for x in torch.aminmax(ids))
+            if low < 0 or high >= self.config.num_tokens:
+                wrong = low if low < 0 else high
+                raise AndromedaError(
+                    f"model: token id {wrong} is out of range for num_tokens={self.config.num_tokens}; "
+                    "does the tokenizer belong to this model?"
+                )
+
+    def _position_embeddings(self, held: int, tokens: int, starts: Tensor | None) -> Tensor:
+        if held + tokens > self.config.max_seq_len:
+            raise AndromedaError(
+                f"model: position {held + tokens - 1} is beyond max_seq_len={self.config.max_seq_len}, "
+                "a hard limit with use_abs_pos_emb=True"
+            )
+        index = torch.arange(held, held + tokens, device=self.position_embedding.weight.device)
+        return self.position_embedding(index if starts is None else index - starts)
+
+    def _pass(self, tokens: int, held: int, starts: Tensor | None, cache: Cache | None, device: torch.device) -> Pass:
+        config, q_scale = self.config, None
+        if config.log_n_temperature and held + tokens > config.max_seq_len:
+            index = torch.arange(held, held + tokens, device=device)
+            index = index[None] if starts is None else index - starts
+            factor = positions.log_n_temperature(index, config.max_seq_len)[..., None, None]
+            is_global = torch.arange(config.heads, device=device)[:, None] >= config.alibi_num_heads
+            q_scale = torch.where(is_global, factor, 1.0)
+        return Pass(Geometry(rotary=positions.rotary(config), starts=starts), q_scale, cache)
+
+    def reset_parameters(self, embedding: bool = True) -> None:
+        """Initialises the weights: DeepNorm's gains (Wang et al. 2022, section 3), or GPT-2's for pre-norm."""
+        config = self.config
+        beta = config.deepnorm_beta if config.deepnorm else (2 * config.depth) ** -0.5
+        for block in self.blocks:
+            q_and_k = (config.heads + config.kv_heads) * config.dim_head
+            weight = block.attention.to_qkv.weight
+            nn.init.xavier_normal_(weight[:q_and_k])
+            nn.init.xavier_normal_(weight[q_and_k:], gain=beta if config.deepnorm else 1.0)
+            nn.init.xavier_normal_(block.attention.to_out.weight, gain=beta)
+            nn.init.xavier_normal_(block.feed_forward.up.weight, gain=beta if config.deepnorm else 1.0)
+            nn.init.xavier_normal_(block.feed_forward.down.weight, gain=beta)
+        tables = [self.embedding.weight] if embedding and hasattr(self.embedding, "weight") else []
+        tables += [self.position_embedding.weight] if config.use_abs_pos_emb else []
+        tables += [] if config.tie_embeddings else [self.to_logits.weight]
+        for table in tables:
+            nn.init.normal_(table, std=EMBEDDING_STD)
+
+
+def document_starts(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, T) the position at which each token's document begins."""
+    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    new = torch.ones_like(documents, dtype=torch.bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return torch.where(new, index, 0).cummax(1).values
+
+
+def _build_embedding(config: AndromedaConfig) -> nn.Module:
+    if config.embedding_provider not in EMBEDDING_PROVIDERS:
+        raise AndromedaError(
+            f"model: embedding_provider={config.embedding_provider!r} is not registered (known: "
+            f"{', '.join(EMBEDDING_PROVIDERS)}); register it with andromeda.model.register_embedding, or pass the module"
+        )
+    return EMBEDDING_PROVIDERS[config.embedding_provider](config)
+
+
+def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")

@@ -1,0 +1,119 @@
+"""What training reports: a JSON object a line, and floating-point operations a second, achieved and possible."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from andromeda.errors import AndromedaError
+from andromeda.model import Andromeda, Attention
+from andromeda.training.files import replace_file
+
+# In a line of metrics.jsonl; all its other values are the same for every run of a recipe on one machine.
+TIMINGS = ("seconds", "tokens_per_second", "flops_per_second", "possible_flops_per_second")
+
+BACKWARD_AND_FORWARD = 3  # the backward pass makes two products for each of the forward pass
+PEAK_SECONDS = 0.3
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # rows of the square matrices
+
+
+class MetricsFile:
+    """metrics.jsonl, one object for each step that is logged.
+
+    Args:
+        step: where training goes on; lines beyond it, and one that a kill cut short, are dropped.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        replace_file(path, "".join(map(_line, kept)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._file.write(_line(values))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """On the disk, before a checkpoint that counts on it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def open_metrics(path: Path, step: int) -> Iterator[MetricsFile]:
+    metrics = MetricsFile(path, step)
+    try:
+        yield metrics
+    finally:
+        metrics.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines that are there; a last one that was cut short is none.
+
+    Raises:
+        AndromedaError: another line is damaged.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise AndromedaError(f"{path}: holds a line that is not JSON ({error}); remove that line") from error
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+# ---- achieved and possible -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What turns losses and times into the figures of a line of metrics."""
+
+    bytes_per_token: float  # of the training data
+    flops_per_token: Callable[[], float]
+    possible_flops_per_second: float
+
+
+def training_flops_per_token(model: Andromeda, seq_len: int) -> float:
+    """Operations that a training step needs for a token, at the windows that the weights certify now.
+
+    What a certified window leaves out is not counted, nor is what is computed twice.
+    """
+    config = model.config
+    products = config.flops_per_token(seq_len).products
+    attention = 0.0
+    for module in model.modules():
+        if not isinstance(module, Attention):
+            continue
+        windows = module.windows()
+        limits = None if windows is None else windows.tolist()
+        attention += config.flops_per_token(seq_len, limits).attention / config.depth
+    return BACKWARD_AND_FORWARD * (products + attention)
+
+
+def possible_flops_per_second(device: torch.device, precision: torch.dtype) -> float:
+    """The best of many large matrix products on this device: what training is measured against."""
+    size = PEAK_SIZE.get(device.type, PEAK_SIZE["cpu"])
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(precision) for _ in range(2))
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < PEAK_SECONDS or best == float("inf"):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,266 @@
+"""What is trained, on what, and how: a YAML file that checks itself, and overrides for single keys.
+
+Paths in a recipe are those of the command line: relative to the current directory, wherever the recipe lies.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+
+from andromeda.config import AndromedaConfig, preset
+from andromeda.errors import AndromedaError
+
+Schedule = Literal["cosine", "wsd", "constant"]
+Precision = Literal["float32", "bfloat16"]
+Scalar = int | float | bool | str | None
+
+NUM_TOKENS_MULTIPLE = 64  # a vocabulary of this multiple keeps the logits' matrix product aligned
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Text files (.txt, .md, .jsonl, each also .gz or .xz)."""
+
+    train: list[str] | str
+    validation: list[str] | str = field(default_factory=list)
+    packed_documents: bool = True  # documents that share a sequence do not see each other
+
+    @property
+    def train_paths(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    @property
+    def validation_paths(self) -> list[str]:
+        return [self.validation] if isinstance(self.validation, str) else self.validation
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """A tokenizer that exists, or the size of one to train on the training files.
+
+    With neither: that of the model that training goes on from, or a new one of the model's num_tokens.
+    """
+
+    vocab_size: int | None = None
+    path: str | None = None  # a tokenizer.json, or the directory it lies in
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a training run depends on.
+
+    Raises:
+        AndromedaError: a value out of range, or values that do not go together.
+    """
+
+    data: DataRecipe
+    model: dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
+    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
+    output: str = ""  # the run directory; runs/NAME for NAME.yaml
+
+    steps: int = 1000
+    batch_size: int = 16  # sequences at once
+    accumulate: int = 1  # batches a step
+    seq_len: int | None = None  # tokens a sequence; the model's max_seq_len
+
+    learning_rate: float = 1e-3  # at its highest
+    schedule: Schedule = "cosine"  # wsd: constant, then linear decay in the last decay_fraction of the steps
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2
+    final_ratio: float = 0.1  # of the learning rate, at the last step
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float | None = 1.0  # of the whole gradient
+    precision: Precision = "float32"  # of activations; weights and optimizer are float32
+    seed: int = 0
+
+    log_every: int = 10  # steps; so are the next two
+    validate_every: int = 200
+    save_every: int = 200
+    keep_last: int = 2  # checkpoints
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep_last"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _require(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "must be at least 2")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be positive")
+        _require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "must lie in (0, 1]")
+        _require(0 <= self.final_ratio <= 1, "final_ratio", self.final_ratio, "must lie in [0, 1]")
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "must lie in [0, 1)")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
+        )
+        _require(bool(self.data.train_paths), "data.train", self.data.train, "must name at least one file")
+        _require(
+            self.tokenizer.path is None or self.tokenizer.vocab_size is None,
+            "tokenizer.vocab_size", self.tokenizer.vocab_size, "is for a new tokenizer; leave it out or tokenizer.path",
+        )  # fmt: skip
+        _require(
+            "from" not in self.model or "preset" not in self.model,
+            "model.preset", self.model.get("preset"), "cannot change the model of model.from; leave one out",
+        )  # fmt: skip
+        for name in ("from", "preset"):
+            value = self.model.get(name, "")
+            _require(isinstance(value, str), f"model.{name}", value, "must be a name")
+
+    @property
+    def model_from(self) -> str | None:
+        """Directory of the model to go on from."""
+        value = self.model.get("from")
+        return None if value is None else str(value)
+
+    @property
+    def model_keys(self) -> dict[str, Any]:
+        """What the recipe says of the config itself."""
+        return {key: value for key, value in self.model.items() if key not in ("from", "preset")}
+
+    def config(self, vocab_size: int | None = None) -> AndromedaConfig:
+        """The config of a new model. Its num_tokens, where the recipe names none, is the tokenizer's, rounded up.
+
+        Args:
+            vocab_size: of the tokenizer; None while it is not known.
+
+        Raises:
+            AndromedaError: a key or value that the config refuses, or too few num_tokens for the tokenizer.
+        """
+        keys = self.model_keys
+        if vocab_size is not None:
+            keys.setdefault("num_tokens", -(-vocab_size // NUM_TOKENS_MULTIPLE) * NUM_TOKENS_MULTIPLE)
+        name = self.model.get("preset")
+        config = AndromedaConfig.from_dict(keys) if name is None else preset(str(name), **keys)
+        if vocab_size is not None:
+            check_vocabulary(config, vocab_size)
+        return config
+
+    def sequence_length(self, config: AndromedaConfig) -> int:
+        """Raises AndromedaError for one that is longer than the model's."""
+        if self.seq_len is None:
+            return config.max_seq_len
+        _require(
+            self.seq_len <= config.max_seq_len,
+            "seq_len", self.seq_len, f"is more than the model's max_seq_len={config.max_seq_len}; raise that too",
+        )  # fmt: skip
+        return self.seq_len
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"betas": list(self.betas)}
+
+
+def check_vocabulary(config: AndromedaConfig, vocab_size: int) -> None:
+    """Raises AndromedaError where the model has no row for some token."""
+    if vocab_size > config.num_tokens:
+        raise AndromedaError(
+            f"recipe: the tokenizer has {vocab_size:,} tokens, more than the model's num_tokens={config.num_tokens:,}; "
+            "raise model.num_tokens or leave it out, or take a smaller tokenizer"
+        )
+
+
+def _require(holds: bool, key: str, value: object, what: str) -> None:
+    if not holds:
+        raise AndromedaError(f"recipe: {key}={value!r} {what}")
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file.
+
+    Args:
+        overrides: `key=value` or `section.key=value`, with values as in YAML.
+
+    Raises:
+        AndromedaError: no such file, no YAML, an unknown key, a missing one, or a value of the wrong type or range.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    path = Path(path)
+    _check_keys(_read_yaml(path), Recipe, str(path))
+    arguments = [f"--{_check_override(override)}" for override in overrides]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, None)
+    parser.add_argument("--config", action="config")
+    try:
+        values = parser.instantiate(parser.parse_args([f"--config={path}", *arguments]))
+    except ArgumentError as error:
+        raise AndromedaError(f"{path}: {_one_line(str(error))}") from error
+    given = {name: values[name] for name in _names(Recipe)}
+    given["output"] = given["output"] or f"runs/{path.stem}"
+    try:
+        return Recipe(**given)
+    except AndromedaError as error:
+        raise AndromedaError(f"{path}: {error}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AndromedaError(f"{path}: no such file; give the path of a recipe, such as recipes/verse.yaml") from error
+    except OSError as error:
+        raise AndromedaError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AndromedaError(f"{path}: is not YAML: {_one_line(str(error))}") from error
+    if not isinstance(values, dict):
+        raise AndromedaError(f"{path}: holds no keys; a recipe needs at least `data` and `model`")
+    return values
+
+
+def _check_keys(values: Mapping[str, Any], section: type, where: str, prefix: str = "") -> None:
+    hints = get_type_hints(section)
+    for key, value in values.items():
+        if key not in hints:
+            raise _unknown(f"{prefix}{key}", f"{prefix}{_closest(str(key), hints)}", hints, where)
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _check_keys(value, hints[key], where, f"{key}.")
+
+
+def _check_override(override: str) -> str:
+    key, equals, value = override.partition("=")
+    key = key.removeprefix("--")
+    if not equals:
+        raise AndromedaError(f"{override!r}: an override is key=value, such as steps=100 or model.dim=64")
+    section: Any = Recipe
+    names = key.split(".")
+    for depth, name in enumerate(names):
+        hints = get_type_hints(section)
+        if name not in hints:
+            before = "".join(f"{parent}." for parent in names[:depth])
+            raise _unknown(key, before + _closest(name, hints), hints, repr(override))
+        section = hints[name]
+        if not is_dataclass(section):
+            break
+    return f"{key}={value}"
+
+
+def _closest(name: str, known: Mapping[str, Any]) -> str:
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
+
+
+def _unknown(key: str, close: str, known: Mapping[str, Any], where: str) -> AndromedaError:
+    hint = f"did you mean {close!r}?" if close and not close.endswith(".") else f"keys: {', '.join(known)}"
+    return AndromedaError(f"{where}: no key {key!r} in a recipe; {hint}")
+
+
+def _names(section: type) -> list[str]:
+    return [item.name for item in fields(section)]
+
+
+def _one_line(message: str) -> str:
+    message = re.sub(r'Parser key "([^"]*)":', r"\1:", message)
+    for choices in (Schedule, Precision):
+        message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
+    return re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))

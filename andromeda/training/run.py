@@ -1,0 +1,170 @@
+"""A run directory: one training run, from its first start to its last resume.
+
+recipe.yaml                  what is trained and how, every key
+checkpoints/step-00000100/   model directories, with `training/` in each
+data/                        token ids of the corpora
+metrics.jsonl, loss.png
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from andromeda.errors import AndromedaError
+from andromeda.training.files import replace_file
+from andromeda.training.recipe import Recipe
+
+RECIPE = "recipe.yaml"
+# What may differ when a run goes on: how long it takes, where it lies, and what is looked at meanwhile.
+FREE_KEYS = ("output", "steps", "log_every", "validate_every", "save_every", "keep_last")
+STEP = re.compile(r"step-(\d{8,})")
+LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
+
+T = TypeVar("T")
+
+
+class RunDirectory:
+    """Made by `open_run`, which makes sure that it is one's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path / "data"
+        self.metrics = path / "metrics.jsonl"
+        self.plot = path / "loss.png"
+        self._checkpoints = path / "checkpoints"
+
+    def checkpoints(self) -> list[Path]:
+        """The newest first."""
+        if not self._checkpoints.is_dir():
+            return []
+        steps = {int(match[1]): path for path in self._checkpoints.iterdir() if (match := STEP.fullmatch(path.name))}
+        return [steps[step] for step in sorted(steps, reverse=True)]
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or will."""
+        return self._checkpoints / f"step-{step:08d}"
+
+    def load_newest(self, load: Callable[[Path], T], warn: Callable[[str], object]) -> T | None:
+        """What `load` makes of the newest checkpoint that is whole; None where there is no checkpoint.
+
+        A damaged one is set aside under a name that ends in `.damaged`, and the one before it taken.
+
+        Args:
+            load: raises AndromedaError for a damaged checkpoint.
+            warn: is told, in one line, of each that is set aside.
+
+        Raises:
+            AndromedaError: all are damaged.
+        """
+        damaged: list[tuple[Path, AndromedaError]] = []
+        for path in self.checkpoints():
+            try:
+                loaded = load(path)
+            except AndromedaError as error:
+                damaged.append((path, error))
+                continue
+            for bad, why in damaged:
+                warn(f"{why}; set aside as {_set_aside(bad).name}, going on from {path.name}")
+            return loaded
+        if damaged:
+            raise AndromedaError(
+                f"{self._checkpoints}: no checkpoint is whole ({damaged[0][1]}); repair one, or choose another output"
+            )
+        return None
+
+    def keep(self, last: int) -> None:
+        """Removes all checkpoints but the newest; one that is being removed is no checkpoint any more."""
+        for path in self.checkpoints()[last:]:
+            removed = path.with_name(f".{path.name}.removed")
+            os.rename(path, removed)
+            shutil.rmtree(removed)
+
+    def remove_leftovers(self) -> None:
+        """What a killed process was writing or removing. Only for the process that holds the run."""
+        if self._checkpoints.is_dir():
+            for path in self._checkpoints.iterdir():
+                if LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path)
+
+
+@contextmanager
+def open_run(recipe: Recipe) -> Iterator[RunDirectory]:
+    """The recipe's run directory, made or taken up again, and closed to other processes.
+
+    A recipe that has left no checkpoint yet may still be changed.
+
+    Raises:
+        AndromedaError: it belongs to another recipe or holds something else (it is then left as it is), another process
+            trains in it, or it cannot be made.
+    """
+    path = Path(recipe.output)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise AndromedaError(f"{path}: is a file, and the run needs a directory; choose another output") from error
+    except OSError as error:
+        raise AndromedaError(f"{path}: cannot be made: {error.strerror}; choose another output") from error
+    with _locked(path):
+        run, stored = RunDirectory(path), path / RECIPE
+        if not stored.exists() and any(not entry.name.startswith(f".{RECIPE}") for entry in path.iterdir()):
+            raise AndromedaError(f"{path}: holds files of something else; choose another output")
+        if run.checkpoints():
+            _check_same(stored, recipe)
+        replace_file(stored, recipe.to_yaml())
+        run.remove_leftovers()
+        yield run
+
+
+def _check_same(path: Path, recipe: Recipe) -> None:
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise AndromedaError(f"{path}: cannot be read as a recipe; choose another output") from error
+    if not isinstance(stored, dict):
+        raise AndromedaError(f"{path}: is not a recipe; choose another output")
+    old, new = _flat(stored), _flat(recipe.to_dict())
+    for key in {**new, **old}:
+        if key not in FREE_KEYS and old.get(key) != new.get(key):
+            raise AndromedaError(
+                f"{path.parent}: this run has {key}={old.get(key)!r}, and the recipe now says {new.get(key)!r}; "
+                "put it back, or choose another output"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _set_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}.damaged")).exists():
+        number += 1
+    os.rename(path, aside)
+    return aside
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process trains in a directory at a time; the lock dies with it."""
+    import fcntl  # not on Windows, where models can still be read
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise AndromedaError(f"{path}: another process trains in it; wait for it, or choose another output") from error
+    else:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+"""Where training stands, apart from the weights: in a checkpoint, the folder `training/`.
+
+state.json              the counts of TrainingState, and the fingerprint of the data
+optimizer.safetensors   the optimizer's tensors as NAME_OF_PARAMETER/KEY, and the random generators' as random/DEVICE
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from andromeda.checkpoint import load_tensors, save_tensors
+from andromeda.errors import AndromedaError
+
+FOLDER, COUNTS, TENSORS = "training", "state.json", "optimizer.safetensors"
+RANDOM = "random"
+
+
+@dataclass
+class TrainingState:
+    """Counts since the start of the run."""
+
+    step: int = 0  # optimizer steps done
+    sequence: int = 0  # the next to train on: the position in the data
+    tokens: int = 0  # targets trained on
+    seconds: float = 0.0  # of training, without validation and saving
+    loss_sum: float = 0.0  # nats since the last line of metrics
+    loss_tokens: int = 0
+    loss_seconds: float = 0.0
+    data_key: str = ""  # fingerprint of the training data
+
+
+def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes `training/` into a checkpoint that is being made."""
+    tensors = {
+        f"{name}/{key}": value
+        for name, parameter in _named(model, optimizer)
+        for key, value in optimizer.state[parameter].items()
+    }
+    tensors[f"{RANDOM}/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors[f"{RANDOM}/cuda"] = torch.cuda.get_rng_state()
+    (folder / FOLDER).mkdir()
+    save_tensors(folder / FOLDER / TENSORS, tensors)
+    (folder / FOLDER / COUNTS).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+
+def load_state(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
+    """The counts, and the tensors for `restore`.
+
+    Raises:
+        AndromedaError: a checkpoint that training did not write, or that is damaged.
+    """
+    path = checkpoint / FOLDER / COUNTS
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        state = TrainingState(**values)
+    except FileNotFoundError as error:
+        raise AndromedaError(f"{path}: no such file; training cannot go on from this checkpoint") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise AndromedaError(f"{path}: is not the state of a training run ({error})") from error
+    for item in fields(state):
+        if type(getattr(state, item.name)) is not type(item.default):
+            raise AndromedaError(f"{path}: {item.name}={getattr(state, item.name)!r} is not of type {item.type}")
+    return state, load_tensors(checkpoint / FOLDER / TENSORS)[0]
+
+
+def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the optimizer and the random generators where they were.
+
+    Raises:
+        AndromedaError: the tensors belong to another model.
+    """
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        held.setdefault(parameter, {})[key] = tensor
+    generators = held.pop(RANDOM, {})
+    parameters = [name for name, _ in _named(model, optimizer)]
+    for name in sorted(held.keys() ^ set(parameters)):
+        what = "lacks" if name not in held else "has, beyond the model's,"
+        raise AndromedaError(f"{FOLDER}/{TENSORS}: {what} the parameter {name!r}; it belongs to another model")
+    state = {index: held[name] for index, name in enumerate(parameters)}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if "cpu" in generators:
+        torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
+
+
+def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    """The optimizer's parameters in its order, with the model's names."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[id(parameter)], parameter

@@ -1,0 +1,23 @@
+"""What every test shares: a fair share of the processor, reproducible properties, and no silent skip without a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+
+def pytest_configure() -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
+    settings.register_profile("andromeda", deadline=None, print_blob=True)  # a busy machine is no failure
+    settings.load_profile("andromeda")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(item.get_closest_marker("gpu") for item in session.items) and not torch.cuda.is_available():
+        raise pytest.UsageError("these tests need a CUDA device, and torch finds none")

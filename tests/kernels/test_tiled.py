@@ -1,0 +1,390 @@
+"""The tiled path against the dense reference: forward, gradients, precision, memory, and what it never reads.
+
+The bar is FlashAttention's: against a float64 truth, at most twice the error of plain PyTorch in the same precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from andromeda.kernels import Geometry, Rotary, tiled
+from andromeda.kernels.reference import reference_attention
+from andromeda.kernels.tiled import tiled_attention
+
+HEADS, DIM_HEAD = 4, 4
+NO_LIMIT = 2**31 - 1
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody wrote holds NaN, so an output left out shows."""
+
+    def poisoned(allocate):
+        def allocated(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor.fill_(-(2**31))
+
+        return allocated
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
+    assert torch.empty(1).isnan()
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tiles and chunks at small lengths, of sizes that do not divide each other."""
+    monkeypatch.setattr(tiled, "QUERY_TILE", 16)
+    monkeypatch.setattr(tiled, "KEY_CHUNK", 24)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The default model's flags, in small; the tests flip them."""
+
+    kv_heads: int = 1
+    rotated_heads: int = 2
+    xpos_scale: float | None = 40.0
+    interpolation: float = 1.0
+    alibi_heads: int = 2
+    windowed: bool = True
+    bounded: bool = True
+    normalised: bool = True
+    documents: int = 1
+
+    def geometry(self, keys: int, batch: int) -> Geometry:
+        slopes = torch.tensor([0.5, 0.0625, 0.25, 0.125][: self.alibi_heads] + [0.0] * (HEADS - self.alibi_heads))
+        windows = torch.tensor([11, 70, 35, 300][: self.alibi_heads] + [NO_LIMIT] * (HEADS - self.alibi_heads))
+        rotary = Rotary(self.rotated_heads, DIM_HEAD // 2, 10000.0, self.interpolation, self.xpos_scale)
+        borders = torch.linspace(0, keys, self.documents + 1).long()[:-1]
+        shifted = torch.stack([(borders + 5 * row * (borders > 0)).clamp(max=keys - 1) for row in range(batch)])
+        index = torch.arange(keys)
+        starts = torch.where(shifted[:, None] <= index[:, None], shifted[:, None], 0).amax(-1)
+        return Geometry(
+            slopes=slopes if self.alibi_heads else None,
+            windows=windows if self.windowed else None,
+            bounds=torch.full((HEADS,), math.sqrt(DIM_HEAD)) if self.bounded else None,
+            starts=starts if self.documents > 1 else None,
+            rotary=rotary if self.rotated_heads else None,
+        )
+
+    def inputs(self, queries: int, keys: int, batch: int, dtype: torch.dtype) -> list[Tensor]:
+        """q, k, v and the output's gradient: the same numbers for every dtype, those of bfloat16."""
+        torch.manual_seed(keys + queries)
+        q = torch.randn(batch, queries, HEADS, DIM_HEAD)
+        k, v = torch.randn(2, batch, keys, self.kv_heads, DIM_HEAD)
+        if self.normalised:
+            q = math.sqrt(DIM_HEAD) * torch.nn.functional.normalize(q, dim=-1)
+            k = torch.nn.functional.normalize(k, dim=-1)
+        return [x.bfloat16().to(dtype) for x in (q, k, v, torch.randn(batch, queries, HEADS, DIM_HEAD))]
+
+
+CASES = {
+    "default": Case(),
+    "multi_head": Case(kv_heads=HEADS),
+    "grouped": Case(kv_heads=2),
+    "no_rotary": Case(rotated_heads=0),
+    "rotary_all": Case(rotated_heads=HEADS),
+    "no_xpos": Case(xpos_scale=None),
+    "steep_xpos": Case(xpos_scale=2.0),
+    "interpolated": Case(interpolation=4.0, rotated_heads=HEADS),
+    "no_alibi": Case(alibi_heads=0, windowed=False),
+    "alibi_all": Case(alibi_heads=HEADS),
+    "no_windows": Case(windowed=False),
+    "no_bounds": Case(bounded=False),
+    "no_qk_norm": Case(bounded=False, normalised=False, windowed=False),
+    "packed": Case(documents=4),
+    "packed_multi_head_rotary_all": Case(documents=4, kv_heads=HEADS, rotated_heads=HEADS, bounded=False),
+}
+
+
+def differentiated(attention, inputs: list[Tensor], geometry: Geometry) -> dict[str, Tensor]:
+    """The output, and the gradients of q, k and v for the output gradient inputs[3]."""
+    q, k, v = (x.detach().clone().requires_grad_() for x in inputs[:3])
+    out = attention(q, k, v, geometry)
+    out.backward(inputs[3])
+    assert q.grad is not None
+    assert k.grad is not None
+    assert v.grad is not None
+    return {"out": out.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
+
+
+@functools.cache
+def truth(case: Case, queries: int, keys: int, batch: int) -> dict[str, Tensor]:
+    return differentiated(
+        reference_attention, case.inputs(queries, keys, batch, torch.float64), case.geometry(keys, batch)
+    )
+
+
+@functools.cache
+def plain_errors(case: Case, queries: int, keys: int, batch: int, dtype: torch.dtype) -> dict[str, float]:
+    """How far the dense path in `dtype` is from the truth."""
+    plain = differentiated(reference_attention, case.inputs(queries, keys, batch, dtype), case.geometry(keys, batch))
+    return errors(plain, truth(case, queries, keys, batch))
+
+
+def errors(results: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    return {name: (results[name].double() - exact[name]).abs().max().item() for name in exact}
+
+
+def check(case: Case, queries: int, keys: int, dtype: torch.dtype, batch: int = 2) -> None:
+    """Asserts the bar above, with a few roundings of float32 to spare where plain PyTorch happens to have none."""
+    inputs = case.inputs(queries, keys, batch, dtype)
+    ours = differentiated(tiled_attention, inputs, case.geometry(keys, batch))
+    assert all(tensor.dtype == dtype for tensor in ours.values())
+    dense = replace(case, bounded=False)  # the dense path does not look at bounds
+    plain, exact = plain_errors(dense, queries, keys, batch, dtype), truth(dense, queries, keys, batch)
+    for name, error in errors(ours, exact).items():
+        scale = max(x.abs().max().item() for x in (exact[name], *inputs))
+        spare = 4 * torch.finfo(torch.float32).eps * scale
+        assert error <= 2 * plain[name] + spare, f"{name}: {error:.1e}, plain PyTorch {plain[name]:.1e}"
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@DTYPES
+@pytest.mark.parametrize("length", [1, 63, 111])
+@pytest.mark.parametrize("name", CASES)
+def test_within_twice_the_error_of_plain_pytorch(name: str, length: int, dtype: torch.dtype) -> None:
+    check(CASES[name], length, length, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_at_a_thousand_tokens(name: str, dtype: torch.dtype) -> None:
+    check(CASES[name], 1000, 1000, dtype, batch=1)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@DTYPES
+@pytest.mark.parametrize("lengths", [(111, 111), (17, 111), (1, 111)], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_across_many_tiles(name: str, lengths: tuple[int, int], dtype: torch.dtype) -> None:
+    """And for the last queries of a sequence whose first were computed before."""
+    check(CASES[name], *lengths, dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64_is_exact(name: str) -> None:
+    """No float32 hides inside: the two paths differ by roundings of float64."""
+    case = CASES[name]
+    inputs, geometry = case.inputs(150, 150, 2, torch.float64), case.geometry(150, 2)
+    ours = differentiated(tiled_attention, inputs, geometry)
+    for key, exact in differentiated(reference_attention, inputs, geometry).items():
+        torch.testing.assert_close(ours[key], exact, rtol=1e-11, atol=1e-11)
+
+
+@st.composite
+def any_attention(draw: st.DrawFn) -> tuple[list[Tensor], Geometry, int, int]:
+    """Inputs, geometry and sizes of tile and chunk, of any kind."""
+    heads, kv_heads, pairs = draw(st.sampled_from([(1, 1), (3, 1), (4, 2), (3, 3)])) + (draw(st.integers(1, 3)),)
+    keys = draw(st.integers(1, 60))
+    queries, batch = draw(st.integers(1, keys)), draw(st.integers(1, 2))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    scale = draw(st.sampled_from([0.1, 1.0, 30.0]))
+    shapes = [(queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads)]
+    inputs = [torch.randn(batch, t, h, 2 * pairs, dtype=torch.float64) for t, h in shapes]
+    inputs[0] = inputs[0] * scale
+    bound = (inputs[0].norm(dim=-1).amax() * inputs[1].norm(dim=-1).amax()).item()
+    whole = st.integers(1, keys)
+    rotary = Rotary(
+        heads=draw(st.integers(0, heads)),
+        pairs=pairs,
+        base=draw(st.sampled_from([1.0, 10000.0])),
+        interpolation=draw(st.sampled_from([0.5, 1.0, 8.0])),
+        xpos_scale=draw(st.sampled_from([None, 0.05, 5.0, 512.0])),
+    )
+    starts = torch.tensor([[draw(st.booleans()) for _ in range(keys)] for _ in range(batch)])
+    starts = torch.where(starts, torch.arange(keys), 0).cummax(1).values
+    slopes = [draw(st.sampled_from([0.0, 0.004, 0.5, 3.0])) for _ in range(heads)]
+    windows = [draw(st.one_of(whole, st.just(NO_LIMIT))) for _ in range(heads)]
+    geometry = Geometry(
+        slopes=draw(st.sampled_from([None, torch.tensor(slopes, dtype=torch.float64)])),
+        windows=draw(st.sampled_from([None, torch.tensor(windows)])),
+        bounds=draw(st.sampled_from([None, torch.full((heads,), bound)])),
+        starts=draw(st.sampled_from([None, starts])),
+        rotary=draw(st.sampled_from([None, rotary])),
+    )
+    return inputs, geometry, draw(st.integers(1, 70)), draw(st.integers(1, 70))
+
+
+@settings(max_examples=100)
+@given(any_attention())
+def test_any_geometry(drawn: tuple[list[Tensor], Geometry, int, int]) -> None:
+    inputs, geometry, tile, chunk = drawn
+    exact = differentiated(reference_attention, inputs, geometry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled, "QUERY_TILE", tile)
+        patch.setattr(tiled, "KEY_CHUNK", chunk)
+        ours = differentiated(tiled_attention, inputs, geometry)
+    for name in exact:
+        torch.testing.assert_close(ours[name], exact[name], rtol=1e-9, atol=1e-9, msg=lambda text, n=name: n + text)
+
+
+def test_gradcheck_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "QUERY_TILE", 3)
+    monkeypatch.setattr(tiled, "KEY_CHUNK", 4)
+    case = replace(CASES["packed"], documents=2)
+    geometry = replace(case.geometry(7, 1), windows=torch.tensor([2, 4, NO_LIMIT, NO_LIMIT]))
+    q, k, v = (x.requires_grad_() for x in case.inputs(5, 7, 1, torch.float64)[:3])
+    assert torch.autograd.gradcheck(lambda q, k, v: tiled_attention(q, k, v, geometry), (q, k, v), fast_mode=True)
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    case = CASES["default"]
+    q, k, v, dout = case.inputs(5, 5, 1, torch.float64)
+    q.requires_grad_()
+    (dq,) = torch.autograd.grad(tiled_attention(q, k, v, case.geometry(5, 1)), q, dout, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(dq.square().sum(), q)
+
+
+class TestExtremes:
+    """Logits at the ends of what the two softmax forms must carry, in float32."""
+
+    @pytest.mark.usefixtures("small_tiles")
+    @pytest.mark.parametrize("bound", [39.9, 40.0, 40.1, 200.0, 10_000.0])
+    @pytest.mark.parametrize("sign", [-1.0, 1.0])
+    def test_every_logit_at_its_bound(self, bound: float, sign: float) -> None:
+        """Below MAX_BOUND_WITHOUT_MAXIMUM the running maximum is left out; far beyond it exp would overflow."""
+        torch.manual_seed(0)
+        unit = torch.full((1, 100, 2, DIM_HEAD), DIM_HEAD**-0.5)
+        v, dout = torch.randn(1, 100, 1, DIM_HEAD), torch.randn(1, 100, 2, DIM_HEAD)
+        inputs = [bound * unit, sign * unit[:, :, :1], v, dout]
+        geometry = Geometry(slopes=torch.tensor([1.0, 0.0]), bounds=torch.full((2,), bound))
+        exact = differentiated(reference_attention, [x.double() for x in inputs], geometry)
+        rounding = torch.finfo(torch.float32).eps * bound  # of a logit in float32, hence relative of a probability
+        for name, error in errors(differentiated(tiled_attention, inputs, geometry), exact).items():
+            assert error <= 10 * rounding * (bound if name == "dk" else 1.0)  # dk carries q
+
+    @pytest.mark.usefixtures("small_tiles")
+    def test_only_the_farthest_key_counts(self) -> None:
+        """Near keys at -B, the first at +B: the sum starts with what later chunks dwarf, or the other way round."""
+        q = torch.zeros(1, 1, 2, DIM_HEAD)
+        k = torch.zeros(1, 100, 1, DIM_HEAD)
+        v = torch.randn(1, 100, 1, DIM_HEAD)
+        q[..., 0], k[..., 0] = 40.0, -1.0
+        k[:, 0, :, 0] = 1.0
+        for bounds in (torch.full((2,), 40.0), None):
+            out = tiled_attention(q, k, v, Geometry(bounds=bounds))
+            torch.testing.assert_close(out, v[:, :1].expand_as(out))
+
+    def test_bounds_of_different_heads_do_not_mix(self) -> None:
+        case = CASES["no_qk_norm"]
+        inputs, geometry = case.inputs(70, 70, 1, torch.float32), case.geometry(70, 1)
+        inputs[0] = inputs[0] * torch.tensor([1.0, 50.0, 1.0, 50.0])[:, None]  # logits to 1,000: overflow without maximum
+        mixed = replace(geometry, bounds=torch.tensor([40.0, 4000.0, 40.0, 4000.0]))
+        exact = reference_attention(*(x.double() for x in inputs[:3]), geometry)
+        torch.testing.assert_close(tiled_attention(*inputs[:3], mixed).double(), exact, rtol=1e-3, atol=1e-4)
+
+
+class TestWhatIsSkipped:
+    @pytest.mark.parametrize("documents", [1, 3])
+    def test_keys_out_of_reach_are_never_read(self, documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keys and values beyond the longest window and its tile, or in documents gone by, hold NaN: none comes out."""
+        monkeypatch.setattr(tiled, "QUERY_TILE", 16)
+        case = Case(alibi_heads=HEADS, documents=documents)
+        queries, keys = 20, 600
+        geometry = replace(case.geometry(keys, 1), windows=torch.tensor([5, 30, 60, 90]))
+        inputs = case.inputs(queries, keys, 1, torch.float32)
+        exact = differentiated(reference_attention, inputs, geometry)
+        unseen = keys - queries - 90 + 1  # of no query; whatever document, whole tiles are read
+        if documents > 1:
+            assert geometry.starts is not None
+            unseen = max(unseen, int(geometry.starts[0, keys - queries]))
+        for x in inputs[1:3]:
+            x[:, :unseen] = math.nan
+        for name, tensor in differentiated(tiled_attention, inputs, geometry).items():
+            torch.testing.assert_close(tensor, exact[name], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("queries", [1, 500])
+    def test_gradients_of_unseen_keys_are_zero(self, queries: int) -> None:
+        case = Case(alibi_heads=HEADS)
+        geometry = replace(case.geometry(600, 1), windows=torch.full((HEADS,), 20))
+        grads = differentiated(tiled_attention, case.inputs(queries, 600, 1, torch.float32), geometry)
+        unseen = 600 - queries - 19
+        for name in ("dk", "dv"):
+            assert (grads[name][:, :unseen] == 0).all()
+            assert (grads[name][:, unseen:] != 0).any(-1).all()
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation put out."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002 - torch's signature
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self.elements = max(self.elements, *sizes, 0) if sizes else self.elements
+        return out
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", ["default", "packed", "multi_head"])
+def test_no_tensor_grows_with_the_square_of_the_length(name: str) -> None:
+    case, length = CASES[name], 500
+    inputs, geometry = case.inputs(length, length, 1, torch.float32), case.geometry(length, 1)
+    with _LargestTensor() as watch:
+        differentiated(tiled_attention, inputs, geometry)
+    tables, queries = 3 * length * DIM_HEAD, length * HEADS * DIM_HEAD
+    assert watch.elements <= max(tables, queries, HEADS * tiled.QUERY_TILE * tiled.KEY_CHUNK) < length * length / 10
+
+
+@DTYPES
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    """What is float32 inside stays so: products in bfloat16 would miss the bar above."""
+    case = CASES["default"]
+    inputs, geometry = case.inputs(70, 70, 1, dtype), case.geometry(70, 1)
+    expected = differentiated(tiled_attention, inputs, geometry)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = differentiated(tiled_attention, inputs, geometry)
+    for name, tensor in expected.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_evaluation_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached rotary tables, first made in inference mode, serve a backward pass as well."""
+    case = CASES["default"]
+    inputs, geometry = case.inputs(33, 33, 1, torch.float32), case.geometry(33, 1)
+    expected = differentiated(tiled_attention, inputs, geometry)
+    monkeypatch.setattr(tiled, "_relative_table", functools.lru_cache(tiled._relative_table.__wrapped__))
+    with torch.inference_mode():
+        torch.testing.assert_close(tiled_attention(*inputs[:3], geometry), expected["out"])
+    for name, tensor in differentiated(tiled_attention, inputs, geometry).items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def test_inputs_need_not_be_contiguous_and_are_left_alone() -> None:
+    case = CASES["default"]
+    inputs, geometry = case.inputs(40, 40, 2, torch.float32), case.geometry(40, 2)
+    strided = [x.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0) for x in inputs]
+    assert not strided[0].is_contiguous()
+    before = [x.clone() for x in strided]
+    ours = differentiated(tiled_attention, strided, geometry)
+    for name, tensor in differentiated(tiled_attention, inputs, geometry).items():
+        torch.testing.assert_close(ours[name], tensor)
+    for x, was in zip(strided, before, strict=True):
+        assert torch.equal(x, was)
+
+
+def test_only_the_gradients_that_are_asked_for() -> None:
+    case = CASES["default"]
+    q, k, v, dout = case.inputs(40, 40, 1, torch.float32)
+    v.requires_grad_()
+    tiled_attention(q, k, v, case.geometry(40, 1)).backward(dout)
+    assert v.grad is not None
+    assert q.grad is k.grad is None

@@ -1,0 +1,200 @@
+"""The loop: equal steps however they are split, and whenever the process ended in between."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from andromeda.errors import AndromedaError
+from andromeda.model import Andromeda
+from andromeda.training.loop import Loop, Outside
+from andromeda.training.metrics import TIMINGS, Meter
+from andromeda.training.objective import IGNORED, Batch, NextToken
+from andromeda.training.optimizer import build_optimizer, learning_rate
+from andromeda.training.recipe import Recipe
+from andromeda.training.state import TrainingState
+
+MakeRecipe = Callable[..., Recipe]
+METER = Meter(bytes_per_token=2.0, flops_per_token=lambda: 1e6, possible_flops_per_second=1e9)
+
+
+def sequences(first: int, count: int) -> Batch:
+    """Sequence n from n alone; some have few targets."""
+    rows = []
+    for number in range(first, first + count):
+        row = torch.randint(64, (17,), generator=torch.Generator().manual_seed(number))
+        rows.append(row)
+    ids = torch.stack(rows)
+    targets = ids[:, 1:].clone()
+    targets[::3, 4:] = IGNORED
+    return ids[:, :-1], targets, (torch.arange(16) >= 5).long().expand(count, 16)
+
+
+class Silent:
+    def advance(self, step: int) -> None:
+        pass
+
+    def log(self, values: dict[str, Any]) -> None:
+        pass
+
+
+class Run:
+    """A loop with everything outside of it, that keeps what it is told."""
+
+    def __init__(self, model: Andromeda, recipe: Recipe, start: Run | None = None, **outside: Any) -> None:
+        self.model = copy.deepcopy(model if start is None else start.saved[-1][0])
+        self.optimizer = build_optimizer(self.model, recipe)
+        state = TrainingState()
+        if start is not None:
+            self.optimizer.load_state_dict(copy.deepcopy(start.saved[-1][1]))
+            state = copy.copy(start.saved[-1][2])
+        self.lines: list[dict[str, Any]] = []
+        self.saved: list[tuple[Andromeda, dict[str, Any], TrainingState]] = []
+        calls: dict[str, Any] = {
+            "batches": sequences, "validate": None, "save": self.save, "log": self.lines.append, "stop": lambda: False,
+        }  # fmt: skip
+        objective = NextToken(self.model, torch.device("cpu"))
+        self.loop = Loop(recipe, self.model, self.optimizer, objective, state, METER, Outside(**{**calls, **outside}))
+
+    def save(self, state: TrainingState) -> None:
+        self.saved.append((copy.deepcopy(self.model), copy.deepcopy(self.optimizer.state_dict()), copy.copy(state)))
+
+    def go(self) -> Run:
+        self.loop.run(Silent())
+        return self
+
+    def weights(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self.model.parameters()]
+
+    def untimed(self) -> list[dict[str, Any]]:
+        return [{key: value for key, value in line.items() if key not in TIMINGS} for line in self.lines]
+
+
+def test_accumulation_equals_the_big_batch(model: Andromeda, recipe: MakeRecipe) -> None:
+    model = model.double()  # so that rounding explains nothing
+    keys: dict[str, Any] = {"steps": 4, "warmup_steps": 0, "log_every": 1, "learning_rate": 0.01}
+    whole = Run(model, recipe(batch_size=12, accumulate=1, **keys)).go()
+    for batch_size, accumulate in ((6, 2), (4, 3), (1, 12)):
+        parts = Run(model, recipe(batch_size=batch_size, accumulate=accumulate, **keys)).go()
+        for ours, theirs in zip(parts.weights(), whole.weights(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)  # losses are float32
+        for ours, theirs in zip(parts.untimed(), whole.untimed(), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_step_by_hand(model: Andromeda, recipe: MakeRecipe) -> None:
+    plan = recipe(steps=1, batch_size=3, accumulate=2, warmup_steps=2, learning_rate=0.01, log_every=1, clip_norm=0.5)
+    ids, targets, documents = sequences(0, 6)
+    expected = copy.deepcopy(model)
+    losses = expected.token_losses(ids, targets, documents=documents)
+    loss = losses.sum() / (targets != IGNORED).sum()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in expected.parameters() if p.grad is not None]).norm()
+    assert norm > 0.5
+    optimizer = build_optimizer(expected, plan)
+    for parameter in expected.parameters():
+        assert parameter.grad is not None
+        parameter.grad *= 0.5 / norm
+    for group in optimizer.param_groups:
+        group["lr"] = 0.005
+    optimizer.step()
+
+    run = Run(model, plan).go()
+    for ours, theirs in zip(run.weights(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)
+    (line,) = run.lines
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert line["train_bits_per_byte"] == pytest.approx(loss.item() / math.log(2) / 2.0)
+    assert line["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert line["learning_rate"] == 0.005 == learning_rate(plan, 0)
+    assert line["tokens"] == int((targets != IGNORED).sum()) == run.loop.state.tokens
+    assert line["flops_per_second"] == pytest.approx(line["tokens_per_second"] * 1e6)
+    assert line["seconds"] == pytest.approx(line["tokens"] / line["tokens_per_second"])
+
+
+def test_no_clipping(model: Andromeda, recipe: MakeRecipe) -> None:
+    keys: dict[str, Any] = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
+    free, wide = (Run(model, recipe(clip_norm=norm, **keys)).go() for norm in (None, 1e6))
+    tight = Run(model, recipe(clip_norm=1e-3, **keys)).go()
+    assert all(torch.equal(a, b) for a, b in zip(free.weights(), wide.weights(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(free.weights(), tight.weights(), strict=True))
+
+
+@pytest.mark.parametrize("stop_after", range(1, 7))
+def test_stopped_anywhere_and_resumed_it_is_the_same(model: Andromeda, recipe: MakeRecipe, stop_after: int) -> None:
+    plan = recipe(steps=7, batch_size=4, log_every=3, validate_every=2, save_every=5, warmup_steps=2)
+    whole = Run(model, plan, validate=lambda: 1.5).go()
+    stopped = Run(model, plan, validate=lambda: 1.5)
+    stopped.loop.outside = Outside(
+        **{**vars(stopped.loop.outside), "stop": lambda: stopped.loop.state.step == stop_after}
+    )
+    stopped.go()
+    assert stopped.saved[-1][2].step == stop_after
+    resumed = Run(model, plan, start=stopped, validate=lambda: 1.5).go()
+    for ours, theirs in zip(resumed.weights(), whole.weights(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert stopped.untimed() + resumed.untimed() == whole.untimed()
+    assert [line["step"] for line in whole.lines] == [2, 3, 4, 6, 7]
+
+
+def test_what_happens_when(model: Andromeda, recipe: MakeRecipe) -> None:
+    events: list[tuple[str, int]] = []
+    plan = recipe(steps=5, batch_size=2, log_every=2, validate_every=4, save_every=3)
+    run = Run(model, plan)
+
+    def note(name: str) -> Callable[..., float]:
+        def call(*_: object) -> float:
+            events.append((name, run.loop.state.step))
+            return 1.5
+
+        return call
+
+    run.loop.outside = Outside(sequences, note("validate"), note("save"), note("log"), lambda: False)
+    run.go()
+    assert events == [
+        ("log", 2), ("save", 3), ("validate", 4), ("log", 4), ("validate", 5), ("log", 5), ("save", 5),
+    ]  # fmt: skip
+
+
+def test_stopped_before_the_first_step_nothing_happens(model: Andromeda, recipe: MakeRecipe) -> None:
+    run = Run(model, recipe(), stop=lambda: True).go()
+    assert run.saved == [] and run.lines == [] and run.loop.state == TrainingState()
+
+
+def test_divergence_stops_without_saving(model: Andromeda, recipe: MakeRecipe) -> None:
+    with torch.no_grad():
+        model.embedding.weight[0, 0] = torch.inf
+    for keys in ({"log_every": 1}, {"save_every": 1}, {}):
+        run = Run(model, recipe(batch_size=8, **keys))
+        with pytest.raises(AndromedaError, match=r"at step \d+ the loss or its gradient is no number any more.*lower"):
+            run.go()
+        assert run.saved == []
+
+
+def test_a_validation_that_is_no_number(model: Andromeda, recipe: MakeRecipe) -> None:
+    run = Run(model, recipe(batch_size=2), validate=lambda: math.nan)
+    with pytest.raises(AndromedaError, match="at step 6 the loss"):
+        run.go()
+    assert run.saved == []
+
+
+def test_it_learns(model: Andromeda, recipe: MakeRecipe) -> None:
+    def same(first: int, count: int) -> Batch:
+        return sequences(0, count)
+
+    run = Run(model, recipe(steps=60, batch_size=4, learning_rate=0.01, warmup_steps=5), batches=same).go()
+    assert run.lines[-1]["loss"] < 0.3 * run.lines[0]["loss"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is slower on two
+    yield
+    torch.set_num_threads(threads)

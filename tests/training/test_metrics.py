@@ -1,0 +1,92 @@
+"""Lines of metrics across kills, and operations counted by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from andromeda.errors import AndromedaError
+from andromeda.model import Andromeda
+from andromeda.training.metrics import (
+    open_metrics,
+    possible_flops_per_second,
+    read_metrics,
+    training_flops_per_token,
+)
+
+
+def steps(path: Path) -> list[int]:
+    return [line["step"] for line in read_metrics(path)]
+
+
+def test_lines_beyond_the_resumed_step_and_a_torn_one_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with open_metrics(path, 0) as metrics:
+        for step in (10, 20, 30):
+            metrics.write({"step": step, "loss": step / 7})
+        metrics.sync()
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')
+    assert steps(path) == [10, 20, 30]
+    with open_metrics(path, 20) as metrics:
+        assert steps(path) == [10, 20]
+        metrics.write({"step": 30, "loss": 1.0})
+    assert read_metrics(path) == [{"step": 10, "loss": 10 / 7}, {"step": 20, "loss": 20 / 7}, {"step": 30, "loss": 1.0}]
+    with open_metrics(path, 0):
+        assert steps(path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    with open_metrics(tmp_path / "m", 0) as metrics:
+        metrics.write({"step": 1})
+        assert steps(tmp_path / "m") == [1]
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(AndromedaError, match=r"m: holds a line that is not JSON"):
+        read_metrics(tmp_path / "m")
+
+
+def test_no_line_holds_what_json_cannot(tmp_path: Path) -> None:
+    with open_metrics(tmp_path / "m", 0) as metrics, pytest.raises(ValueError, match="JSON"):
+        metrics.write({"step": 1, "loss": float("nan")})
+    assert json.loads("[]") == read_metrics(tmp_path / "m")
+
+
+def test_flops_by_hand(model: Andromeda) -> None:
+    config = replace(model.config, alibi_pos_bias=False, rotary_heads="none", rotary_xpos=False)
+    seq_len, dim, heads, dim_head = 10, 32, 4, 8
+    weights = dim * (heads + 2) * dim_head + heads * dim_head * dim + 2 * 4 * dim * dim
+    products = 2 * (2 * weights + 64 * dim)  # two blocks and the logits
+    keys = heads * sum(range(1, seq_len + 1)) / seq_len
+    attention = 2 * 2 * 2 * dim_head * keys  # two blocks, q.k and p.v
+    assert training_flops_per_token(Andromeda(config), seq_len) == pytest.approx(3 * (products + attention))
+
+
+def test_what_the_windows_skip_now_is_not_counted(model: Andromeda) -> None:
+    wide = training_flops_per_token(model, 1000)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_gain"):
+                parameter.mul_(0.1)
+    windows = model.blocks[0].attention.windows().tolist()
+    narrow = training_flops_per_token(model, 1000)
+    assert windows[0] < 1000
+    local = sum(sum(min(i + 1, window) for i in range(1000)) / 1000 for window in windows[:2])
+    expected = model.config.flops_per_token(1000).products + 2 * 4 * 8 * (local + 2 * 500.5)
+    assert narrow == pytest.approx(3 * expected)
+    assert narrow < wide
+
+
+def test_what_is_possible_is_measured_and_leaves_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.01)
+    monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 256})
+    before = torch.get_rng_state()
+    assert 1e7 < possible_flops_per_second(torch.device("cpu"), torch.float32) < 1e13
+    assert torch.equal(torch.get_rng_state(), before)

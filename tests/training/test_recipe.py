@@ -1,0 +1,174 @@
+"""Recipes: what they hold, what overrides them, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from andromeda.config import preset
+from andromeda.errors import AndromedaError
+from andromeda.training.recipe import Recipe, check_vocabulary, read_recipe
+
+RECIPE = """
+model:
+  preset: nano
+  dim: 64
+data:
+  train: [a.txt, b.jsonl]
+steps: 50
+learning_rate: 4e-3
+betas: [0.9, 0.99]
+"""
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "poems.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_recipe_with_its_defaults(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.model == {"preset": "nano", "dim": 64}
+    assert recipe.data.train_paths == ["a.txt", "b.jsonl"]
+    assert recipe.data.validation_paths == []
+    assert recipe.data.packed_documents
+    assert (recipe.steps, recipe.learning_rate, recipe.betas) == (50, 0.004, (0.9, 0.99))
+    assert recipe.output == "runs/poems"
+    assert recipe.schedule == "cosine" and recipe.clip_norm == 1.0 and recipe.tokenizer.vocab_size is None
+
+
+def test_overrides(path: Path) -> None:
+    recipe = read_recipe(
+        path,
+        [
+            "steps=7", "model.dim=128", "model.tie_embeddings=false", "model.window_epsilon=1e-3", "data.train=c.txt",
+            "data.validation=[d.txt, e.txt]", "tokenizer.vocab_size=300", "clip_norm=null", "--seed=3", "output=out",
+        ],
+    )  # fmt: skip
+    assert recipe.steps == 7
+    assert recipe.model == {"preset": "nano", "dim": 128, "tie_embeddings": False, "window_epsilon": 1e-3}
+    assert recipe.data.train_paths == ["c.txt"]
+    assert recipe.data.validation_paths == ["d.txt", "e.txt"]
+    assert recipe.tokenizer.vocab_size == 300
+    assert recipe.clip_norm is None and recipe.seed == 3 and recipe.output == "out"
+
+
+def test_what_is_stored_reads_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(path, ["model.tie_embeddings=false", "learning_rate=1e-5", "clip_norm=null"])
+    (tmp_path / "stored.yaml").write_text(recipe.to_yaml())
+    assert read_recipe(tmp_path / "stored.yaml") == recipe
+    assert list(yaml.safe_load(recipe.to_yaml())) == [item.name for item in fields(Recipe)]
+
+
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    read = read_recipe(recipe)
+    read.config()
+    for text in (*read.data.train_paths, *read.data.validation_paths):
+        assert Path(text).is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lerning_rate=1", r"'lerning_rate=1': no key 'lerning_rate' in a recipe; did you mean 'learning_rate'"),
+        ("data.trian=a", r"no key 'data\.trian' in a recipe; did you mean 'data\.train'"),
+        ("config=/etc/passwd", r"no key 'config' in a recipe"),
+        ("help=1", r"no key 'help' in a recipe"),
+        ("steps", r"'steps': an override is key=value"),
+        ("steps=many", r"poems\.yaml: steps: .*int.*many"),
+        ("steps=1.5", r"poems\.yaml: steps: .*int.*1\.5"),
+        ("schedule=linear", r"poems\.yaml: schedule: .*cosine.*wsd.*constant.*linear"),
+        ("precision=float16", r"precision: .*float32.*bfloat16.*float16"),
+        ("data=3", r"poems\.yaml: .*data"),
+        ("model=3", r"poems\.yaml: model: .*dict.*3"),
+        ("steps=0", r"poems\.yaml: recipe: steps=0 must be at least 1"),
+        ("seq_len=1", r"seq_len=1 must be at least 2"),
+        ("learning_rate=0", r"learning_rate=0\.0 must be positive"),
+        ("learning_rate=.nan", r"learning_rate=nan must be positive"),
+        ("betas=[0.9,1.0]", r"betas=\[0\.9, 1\.0\] must lie in \[0, 1\)"),
+        ("clip_norm=0", r"clip_norm=0\.0 must be positive; null for none"),
+        ("final_ratio=2", r"final_ratio=2\.0 must lie in \[0, 1\]"),
+        ("decay_fraction=0", r"decay_fraction=0\.0 must lie in \(0, 1\]"),
+        ("warmup_steps=-1", r"warmup_steps=-1 must not be negative"),
+        ("data.train=[]", r"data\.train=\[\] must name at least one file"),
+        ("model.from=runs/a", r"model\.preset='nano' cannot change the model of model\.from"),
+        ("model.preset=3", r"model\.preset=3 must be a name"),
+    ],
+)
+def test_mistakes_in_one_line(path: Path, override: str, message: str) -> None:
+    with pytest.raises(AndromedaError, match=message) as raised:
+        read_recipe(path, [override])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_is_either_there_or_trained(path: Path) -> None:
+    with pytest.raises(AndromedaError, match=r"tokenizer\.vocab_size=300 is for a new tokenizer"):
+        read_recipe(path, ["tokenizer.path=a", "tokenizer.vocab_size=300"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("steps: 3\nwarmup: 2\n", r"r\.yaml: no key 'warmup' in a recipe; did you mean 'warmup_steps'"),
+        ("data: {training: a}", r"r\.yaml: no key 'data\.training' in a recipe; did you mean 'data\.train'"),
+        ("zzz: 2\n", r"r\.yaml: no key 'zzz' in a recipe; keys: data, model, "),
+        ("steps: [\n", r"r\.yaml: is not YAML: .*line 2"),
+        ("", r"r\.yaml: holds no keys"),
+        ("- a\n", r"r\.yaml: holds no keys"),
+        ("steps: 3\n", r"r\.yaml: .*required.*data\.train.*model"),
+        ("model: {}\n", r"r\.yaml: .*data\.train"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(AndromedaError, match=message) as raised:
+        read_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_no_such_recipe(tmp_path: Path) -> None:
+    with pytest.raises(AndromedaError, match=r"none\.yaml: no such file"):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(AndromedaError, match="cannot be read"):
+        read_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(AndromedaError, match=r"latin\.yaml: is not YAML"):
+        read_recipe(tmp_path / "latin.yaml")
+
+
+def test_the_vocabulary_follows_the_tokenizer_unless_it_is_named(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.config() == preset("nano", dim=64)
+    assert recipe.config(vocab_size=300) == preset("nano", dim=64, num_tokens=320)
+    assert recipe.config(vocab_size=320).num_tokens == 320
+    named = read_recipe(path, ["model.num_tokens=300"])
+    assert named.config(vocab_size=290).num_tokens == 300
+    with pytest.raises(AndromedaError, match=r"the tokenizer has 301 tokens, more than the model's num_tokens=300"):
+        named.config(vocab_size=301)
+    with pytest.raises(AndromedaError, match="2,049 tokens"):
+        check_vocabulary(preset("nano"), 2049)
+
+
+def test_the_config_checks_the_model_s_keys(path: Path) -> None:
+    with pytest.raises(AndromedaError, match="unknown key 'dimension'"):
+        read_recipe(path, ["model.dimension=3"]).config()
+    with pytest.raises(AndromedaError, match="no preset 'huge'"):
+        read_recipe(path, ["model.preset=huge"]).config()
+    with pytest.raises(AndromedaError, match=r"dim=6\.5 must be of type int"):
+        read_recipe(path, ["model.dim=6.5"]).config()
+
+
+def test_sequences_are_no_longer_than_the_model_s(path: Path) -> None:
+    config = preset("nano")
+    assert read_recipe(path).sequence_length(config) == 256
+    assert read_recipe(path, ["seq_len=100"]).sequence_length(config) == 100
+    with pytest.raises(AndromedaError, match=r"seq_len=257 is more than the model's max_seq_len=256"):
+        read_recipe(path, ["seq_len=257"]).sequence_length(config)
