@@ -13,6 +13,7 @@ there to be read, and edited too (`position_interpolation`, say).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,15 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tensorfile import REMEDY, TensorFile, TensorSpec, load_tensors, save_tensors
 
-__all__ = ["is_checkpoint", "load_checkpoint", "load_config", "load_tensors", "save_checkpoint", "save_tensors"]
+__all__ = [
+    "is_checkpoint",
+    "load_checkpoint",
+    "load_config",
+    "load_tensors",
+    "resolve",
+    "save_checkpoint",
+    "save_tensors",
+]
 
 MODEL_TYPE = "andromeda"
 FORMAT_VERSION = 1
@@ -36,6 +45,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+RUN_CHECKPOINTS = "checkpoints"  # of a run directory, which training writes
+RUN_CHECKPOINT = re.compile(r"step-\d+")
 
 Files = Mapping[str, bytes | str] | Callable[[Path], object]
 T = TypeVar("T")
@@ -105,6 +116,21 @@ def load_checkpoint(
         return model.to(device)
 
     return _read_settled(directory, read)
+
+
+def resolve(directory: str | Path) -> Path:
+    """The model directory that a directory stands for: itself, or the newest checkpoint of a training run.
+
+    Raises:
+        AndromedaError: there is no such directory, or it is neither.
+    """
+    path = _existing(directory)
+    if is_checkpoint(path) or not (path / RUN_CHECKPOINTS).is_dir():
+        return path
+    steps = [p for p in (path / RUN_CHECKPOINTS).iterdir() if RUN_CHECKPOINT.fullmatch(p.name) and is_checkpoint(p)]
+    if not steps:
+        raise AndromedaError(f"{path}: a training run that has saved no checkpoint yet; let it reach its first")
+    return max(steps, key=lambda step: int(step.name.removeprefix("step-")))
 
 
 def load_config(directory: str | Path) -> AndromedaConfig:

@@ -11,9 +11,9 @@ Shapes: B batch, T tokens, H query heads, D dim_head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.kernels import Geometry, attention
 
-LOSS_CHUNK = 2048  # tokens whose logits are held at once
+LOSS_CHUNK = 2**26  # logits held at once: 256 MiB in float32
 EMBEDDING_STD = 0.02
 
 EmbeddingProvider = Callable[[AndromedaConfig], nn.Module]
@@ -150,7 +150,7 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return 2 * grads[0] * ctx.saved_tensors[0]
+        return (grads[0] * ctx.saved_tensors[0]).mul_(2)
 
 
 class FeedForward(nn.Module):
@@ -196,7 +196,7 @@ class Block(nn.Module):
         self, x: Tensor, norm: nn.Module, slot: int, step: Pass, sublayer: Callable[[Tensor], Tensor]
     ) -> Tensor:
         if self.config.deepnorm:
-            return norm(self.config.deepnorm_alpha * x + sublayer(self._shift(x, slot, step)))
+            return norm(torch.add(sublayer(self._shift(x, slot, step)), x, alpha=self.config.deepnorm_alpha))
         return x + sublayer(self._shift(norm(x), slot, step))
 
     def _shift(self, x: Tensor, slot: int, step: Pass) -> Tensor:
@@ -222,13 +222,15 @@ class Andromeda(nn.Module):
         AndromedaError: an embedding that is not registered, or that cannot be tied.
     """
 
+    blocks: Sequence[Block]
+
     def __init__(self, config: AndromedaConfig, embedding_provider: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.embedding = embedding_provider if embedding_provider is not None else _build_embedding(config)
         if config.use_abs_pos_emb:
             self.position_embedding = nn.Embedding(config.max_seq_len, config.dim)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))  # type: ignore[assignment]
         self.norm = nn.Identity() if config.deepnorm else nn.LayerNorm(config.dim, bias=False)
         if not config.tie_embeddings:
             self.to_logits = nn.Linear(config.dim, config.num_tokens, bias=False)
@@ -287,18 +289,21 @@ class Andromeda(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """(num_tokens, dim): the projection to the vocabulary."""
-        return self.embedding.weight if self.config.tie_embeddings else self.to_logits.weight
+        return cast(Tensor, self.embedding.weight if self.config.tie_embeddings else self.to_logits.weight)
 
     def token_losses(self, ids: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats of each target, (B, T) float32; 0 where the target is -100.
 
-        The logits of only LOSS_CHUNK tokens are held at a time; the backward pass computes them again.
+        Of many tokens, the logits of only a part are held at a time; the backward pass computes them again.
         """
         hidden, targets = self.hidden(ids, documents=documents).flatten(0, 1), targets.flatten()
-        weight = self.output_weight
-        losses = []
-        for rows, goals in zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True):
-            losses.append(checkpoint(_cross_entropy, rows, weight, goals, use_reentrant=False))
+        weight, rows = self.output_weight, max(1, LOSS_CHUNK // self.config.num_tokens)
+        if len(hidden) <= rows:
+            return _cross_entropy(hidden, weight, targets).view(ids.shape)
+        losses = [
+            checkpoint(_cross_entropy, part, weight, goals, use_reentrant=False)
+            for part, goals in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
         return torch.cat(losses).view(ids.shape)
 
     def _check_ids(self, ids: Tensor) -> None:
@@ -346,7 +351,7 @@ class Andromeda(nn.Module):
             nn.init.xavier_normal_(block.attention.to_out.weight, gain=beta)
             nn.init.xavier_normal_(block.feed_forward.up.weight, gain=beta if config.deepnorm else 1.0)
             nn.init.xavier_normal_(block.feed_forward.down.weight, gain=beta)
-        tables = [self.embedding.weight] if embedding and hasattr(self.embedding, "weight") else []
+        tables = [cast(Tensor, self.embedding.weight)] if embedding and hasattr(self.embedding, "weight") else []
         tables += [self.position_embedding.weight] if config.use_abs_pos_emb else []
         tables += [] if config.tie_embeddings else [self.to_logits.weight]
         for table in tables:

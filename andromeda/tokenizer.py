@@ -133,7 +133,8 @@ class Tokenizer:
                 parser, and `decode` shows it, as in Hermes and Qwen.
 
         Raises:
-            AndromedaError: a vocabulary too small for 256 bytes and the special tokens, or no text.
+            AndromedaError: a vocabulary too small for 256 bytes and the special tokens, no text, or text that is not
+                valid Unicode.
         """
         merged_size = vocab_size - len({*special_tokens, *tool_tokens})
         if merged_size < 256:
@@ -152,7 +153,7 @@ class Tokenizer:
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
-        tokenizer.train_from_iterator(_nonempty(texts), trainer)
+        tokenizer.train_from_iterator(_checked(texts), trainer)
         # Added afterwards, they are no part of the model: no merge makes them.
         tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special_tokens])
         tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in tool_tokens])
@@ -346,7 +347,7 @@ class Tokenizer:
         """Ids of a conversation, in which only the template's own words can be control tokens.
 
         No text of a message or a tool, nor text pieced together from one and the template, is read as a control token
-        (the assistant's own content may hold its visible marks, such as `<tool_call>`). Elsewhere it equals
+        (how: `Guard`; the assistant's own content may hold its visible marks, such as `<tool_call>`). The rest equals
         transformers' `apply_chat_template`, but that no token crosses the border of a `{% generation %}` block: with
         such a template the ids of a prompt and a reply are those of the prompt, followed by the reply's.
         """
@@ -383,7 +384,7 @@ class Tokenizer:
         ids: list[int] = []
         mask: list[bool] = []
         depth = 0
-        for token_id in plain.encoder.encode(text, add_special_tokens=False).ids:
+        for token_id in self.encode(text):
             if token_id == plain.start_id:
                 depth += 1
             elif token_id == plain.end_id:
@@ -397,13 +398,14 @@ class Tokenizer:
         """The first control token after a reply, in a conversation made up for the purpose."""
         if not self._templates:
             return None
-        reply = "reply"
+        reply = "reply 0f2b8c"
         exchange = [{"role": "user", "content": "question"}, {"role": "assistant", "content": reply}]
         try:
-            after = self.apply_chat_template(exchange, add_generation_prompt=False).rpartition(reply)[2]
+            text = self.apply_chat_template(exchange, add_generation_prompt=False)
         except AndromedaError:  # a template may insist on more than that; then it does not tell
             return None
-        name = self._guard.first_control_token(after)
+        _, found, after = text.rpartition(reply)
+        name = self._guard.first_control_token(after) if found else None
         return None if name is None else self._full.token_to_id(name)
 
     @cached_property
@@ -583,9 +585,11 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()  # an added token, spelt as text
 
 
-def _nonempty(texts: Iterable[str]) -> Iterator[str]:
+def _checked(texts: Iterable[str]) -> Iterator[str]:
     found = False
-    for text in texts:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or _surrogate(text) is not None:
+            raise _bad_text(text, f" {number}")
         found = found or bool(text)
         yield text
     if not found:

@@ -215,7 +215,10 @@ def run_all(jobs: list[Job], corpus: Path, workers: int) -> list[Result]:
             result = future.result()
             job = result.job
             bits = "  ".join(f"{n}: {b:.3f}" for n, b in result.bits_per_byte.items())
-            print(f"  {job.name:32} lr {job.learning_rate:.1e}  {job.steps:5} steps  {result.seconds:6.1f} s  {bits}", flush=True)
+            print(
+                f"  {job.name:32} lr {job.learning_rate:.1e}  {job.steps:5} steps  {result.seconds:6.1f} s  {bits}",
+                flush=True,
+            )
             results.append(result)
     return results
 
@@ -280,7 +283,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every run here")
     args = parser.parse_args()
     results = (ablate if args.ablations else compare)(args.steps, args.corpus, args.jobs)
-    print(f"\n{BATCH} x {LENGTH} bytes a step; {platform.processor() or platform.machine()}, torch {torch.__version__}\n")
+    print(
+        f"\n{BATCH} x {LENGTH} bytes a step; {platform.processor() or platform.machine()}, torch {torch.__version__}\n"
+    )
     print(table(results))
     if args.json:
         args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")

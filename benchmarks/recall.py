@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig
 from andromeda.model import Andromeda
 
+RESULTS = Path(__file__).parent / "results"
 TRAINED = 512  # tokens
 PAIRS = 16
 KEYS, VALUES, NOISE = 128, 128, 256  # vocabulary of each kind, in this order
@@ -73,7 +75,7 @@ def sequences(count: int, length: int, generator: torch.Generator) -> Tensor:
     return ids
 
 
-def train(model: Andromeda, steps: int, rate: float, seed: int, device: torch.device) -> None:
+def train(model: Andromeda, steps: int, rate: float, seed: int, device: torch.device, label: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -88,7 +90,7 @@ def train(model: Andromeda, steps: int, rate: float, seed: int, device: torch.de
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % max(1, steps // 10) == 0:
-            print(f"    step {step + 1:5}  loss {loss.item():.4f}", flush=True)
+            print(f"  {label}: step {step + 1:5}  loss {loss.item():.4f}", flush=True)
 
 
 @torch.inference_mode()
@@ -110,26 +112,40 @@ def accuracy(model: Andromeda, length: int, answers: int, device: torch.device) 
     return right / asked
 
 
-def run(name: str, seed: int, steps: int, lengths: list[int], answers: Callable[[int], int], device: torch.device) -> Result:
-    overrides, rate = CONTENDERS[name]
-    torch.manual_seed(seed)
+@dataclass(frozen=True)
+class Job:
+    name: str
+    seed: int
+    steps: int
+    lengths: tuple[int, ...]
+    device: str
+
+    def answers(self, length: int) -> int:
+        """How many to ask for: fewer where they take long."""
+        most, tokens = (1024, 2**20) if self.device.startswith("cuda") else (256, 2**18)
+        return max(2 * PAIRS, min(most, PAIRS * (tokens // length)))
+
+
+def run(job: Job) -> Result:
+    overrides, rate = CONTENDERS[job.name]
+    device, label = torch.device(job.device), f"{job.name}, seed {job.seed}"
+    torch.manual_seed(job.seed)
     model = Andromeda(AndromedaConfig(**(BASE | overrides))).to(device)
-    print(f"{name}, seed {seed}", flush=True)
     began = time.perf_counter()
-    train(model, steps, rate, seed, device)
-    result = Result(name, seed, time.perf_counter() - began, {}, {})
-    for length in lengths:
+    train(model, job.steps, rate, job.seed, device, label)
+    result = Result(job.name, job.seed, time.perf_counter() - began, {}, {})
+    for length in job.lengths:
         began = time.perf_counter()
-        result.answers[length] = answers(length)
-        result.accuracy[length] = accuracy(model, length, answers(length), device)
-        print(f"    {length:7,} tokens: {result.accuracy[length]:.3f}  ({time.perf_counter() - began:.1f} s)", flush=True)
+        result.answers[length] = job.answers(length)
+        result.accuracy[length] = accuracy(model, length, job.answers(length), device)
+        took = time.perf_counter() - began
+        print(f"  {label}: {length:,} tokens: {result.accuracy[length]:.3f}  ({took:.1f} s)", flush=True)
     return result
 
 
 def table(results: list[Result], lengths: list[int]) -> str:
     lines = [f"| accuracy at | {' | '.join(f'{n:,}' for n in lengths)} |", "|---|" + "---:|" * len(lengths)]
-    for r in results:
-        lines.append(f"| {r.name}, seed {r.seed} | {' | '.join(f'{r.accuracy[n]:.3f}' for n in lengths)} |")
+    lines += [f"| {r.name}, seed {r.seed} | {' | '.join(f'{r.accuracy[n]:.3f}' for n in lengths)} |" for r in results]
     return "\n".join(lines)
 
 
@@ -156,26 +172,27 @@ def plot(results: list[Result], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--lengths", default="512,4096,16384,131072")
     parser.add_argument("--only", choices=list(CONTENDERS), help="one contender")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for recall.json and recall.png")
+    parser.add_argument("--jobs", type=int, default=1, help="contenders at a time")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for recall.json and recall.png")
     args = parser.parse_args()
-    device, lengths = torch.device(args.device), [int(n) for n in args.lengths.split(",")]
-    most = 2048 if device.type == "cuda" else 512
-
-    def answers(length: int) -> int:
-        return max(2 * PAIRS, min(most, 4_194_304 // length))
-
+    device, lengths = torch.device(args.device), tuple(int(n) for n in args.lengths.split(","))
     names = [args.only] if args.only else list(CONTENDERS)
-    results = [run(n, s, args.steps, lengths, answers, device) for n in names for s in range(args.seeds)]
+    jobs = [Job(name, seed, args.steps, lengths, args.device) for seed in range(args.seeds) for name in names]
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, job) for job in jobs]):
+            results.append(future.result())
+            (args.out / "recall.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    results.sort(key=lambda r: (names.index(r.name), r.seed))
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(f"\n{machine}, torch {torch.__version__}, {args.steps} steps of {BATCH} x {TRAINED} tokens\n")
     print(table(results, lengths))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "recall.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     plot(results, args.out / "recall.png")
 
 

@@ -62,7 +62,9 @@ class TestCache:
         cache.append(0, *lost)
         cache.set_shift_state(0, 0, torch.full((1, 1, 4), 9.0))
         assert cache.length == 5
-        assert torch.equal(cache.shift_state(0, 0), torch.ones(1, 1, 4))
+        state = cache.shift_state(0, 0)
+        assert state is not None
+        assert torch.equal(state, torch.ones(1, 1, 4))
         k, v = cache.append(0, *second)
         assert torch.equal(k, torch.cat([first[0], second[0]], 1))
         assert torch.equal(v, torch.cat([first[1], second[1]], 1))
@@ -74,8 +76,24 @@ class TestCache:
             cache.set_shift_state(block, slot, torch.tensor([[[10.0 * block + slot]]]))
         assert cache.shift_state(0, 0) is None
         cache.advance(1)
-        assert [cache.shift_state(*at).item() for at in [(0, 0), (0, 1), (1, 0)]] == [0.0, 1.0, 10.0]
+        states = [cache.shift_state(*at) for at in [(0, 0), (0, 1), (1, 0)]]
+        assert [None if state is None else state.item() for state in states] == [0.0, 1.0, 10.0]
         assert cache.shift_state(1, 1) is None
+
+    def test_copies_stand_next_to_their_row_and_go_their_own_ways(self) -> None:
+        cache, (k, v) = Cache(), keys_and_values(3)
+        cache.append(0, k, v)
+        cache.set_shift_state(0, 0, torch.tensor([[[1.0]], [[2.0]]]))
+        cache.advance(3)
+        cache.expand(3)
+        assert cache.length == 3
+        state = cache.shift_state(0, 0)
+        assert state is not None
+        assert state.flatten().tolist() == [1, 1, 1, 2, 2, 2]
+        new = torch.randn(6, 1, 3, 4), torch.randn(6, 1, 3, 4)
+        keys, values = cache.append(0, *new)
+        assert torch.equal(keys, torch.cat([k.repeat_interleave(3, 0), new[0]], 1))
+        assert torch.equal(values, torch.cat([v.repeat_interleave(3, 0), new[1]], 1))
 
 
 def naive_shift(x: Tensor, amount: int, before: Tensor | None, starts: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -245,13 +246,16 @@ def kept_tiles(config: AndromedaConfig, context: int, queries: int = 128, keys: 
 
 
 class TestTheModelsOwn:
-    def config(self, **overrides) -> AndromedaConfig:
-        values = {"num_tokens": 13, "max_seq_len": 64, "dim": 24, "depth": 1, "dim_head": 6, "heads": 4}
+    def config(self, **overrides: Any) -> AndromedaConfig:
+        values: dict[str, Any] = {"num_tokens": 13, "max_seq_len": 64, "dim": 24, "depth": 1, "dim_head": 6, "heads": 4}
         return AndromedaConfig(**{**values, "alibi_num_heads": 3, "window_epsilon": 0.05, **overrides})
+
+    def attention(self, **overrides: Any) -> Any:
+        return Andromeda(self.config(**overrides)).blocks[0].attention
 
     def test_windows_follow_the_gains(self) -> None:
         """Training changes the gains; the windows are those of the weights as they are now."""
-        attention = Andromeda(self.config()).blocks[0].attention
+        attention = self.attention()
         before = attention.windows()
         with torch.no_grad():
             attention.q_gain[1, 2] = -3.0
@@ -267,7 +271,7 @@ class TestTheModelsOwn:
     def test_logits_stay_within_the_bounds_in_any_precision(self, dtype: torch.dtype, scaled: bool) -> None:
         """q and k as the model rounds them, however long the sequence."""
         torch.manual_seed(0)
-        attention = Andromeda(self.config(attn_qk_norm_dim_scale=scaled)).blocks[0].attention
+        attention = self.attention(attn_qk_norm_dim_scale=scaled)
         if scaled:
             attention.q_gain.data.normal_(1, 0.5)
             attention.k_gain.data.normal_(1, 0.5)
@@ -283,21 +287,20 @@ class TestTheModelsOwn:
     def test_output_of_the_model_moves_by_at_most_two_epsilon(self) -> None:
         """What the attention of a model returns with windows and without, beyond the trained length."""
         torch.manual_seed(0)
-        models = [Andromeda(self.config(window_epsilon=epsilon)).double() for epsilon in (0.05, 0.0)]
-        attention, dense = (model.blocks[0].attention for model in models)
+        attention, dense = (self.attention(window_epsilon=epsilon).double() for epsilon in (0.05, 0.0))
         attention.q_gain.data.normal_(1, 0.2)
         dense.load_state_dict(attention.state_dict())
         attention.to_out = dense.to_out = torch.nn.Identity()
         x = torch.randn(1, 300, 24, dtype=torch.float64)
-        step = models[0]._pass(300, 0, None, None, x.device)
+        step = Andromeda(self.config())._pass(300, 0, None, None, x.device)
         moved = (attention(x, step) - dense(x, step)).abs().unflatten(-1, (4, 6)).amax((0, 1, 3))
         assert (attention.windows() < 300).tolist() == [True, False, True, False]
         assert (moved > 0).tolist() == [True, False, True, False]
         assert moved.max() <= 2 * 0.05 * attention.to_qkv(x)[..., -6:].abs().max()
 
     def test_epsilon_zero_means_no_windows(self) -> None:
+        assert self.attention(window_epsilon=0.0).windows() is None
         model = Andromeda(self.config(window_epsilon=0.0))
-        assert model.blocks[0].attention.windows() is None
         ids = torch.randint(13, (1, 40))
         cache = Cache()
         with torch.no_grad():
@@ -312,4 +315,4 @@ class TestTheModelsOwn:
             model(torch.zeros(1, 4, dtype=torch.long), cache=cache)
         assert cache.windows is not None
         assert cache.windows[0] is not None
-        assert cache.windows[0].tolist() == model.blocks[0].attention.windows(torch.bfloat16).tolist()
+        assert cache.windows[0].tolist() == self.attention().windows(torch.bfloat16).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -57,7 +58,7 @@ class TestPresets:
     def test_an_unknown_preset_or_key_is_named(self) -> None:
         with pytest.raises(AndromedaError, match=r"'70b'.*nano, 150m, 400m, 700m, 2b, 7b"):
             preset("70b")
-        with pytest.raises(AndromedaError, match="'num_heads'.*known keys.*heads"):
+        with pytest.raises(AndromedaError, match=r"'num_heads'.*known keys.*heads"):
             preset("nano", num_heads=3)
 
 
@@ -93,7 +94,7 @@ class TestWhatIsRefused:
             ("dim_head", {"dim_head": 127}),
         ],
     )
-    def test_a_combination_that_makes_no_sense_is_named(self, key: str, values: dict) -> None:
+    def test_a_combination_that_makes_no_sense_is_named(self, key: str, values: dict[str, Any]) -> None:
         with pytest.raises(AndromedaError, match=f"^config: {key}="):
             AndromedaConfig(**values)
 
@@ -119,7 +120,7 @@ class TestJson:
         assert AndromedaConfig.from_dict({}) == AndromedaConfig()
 
     def test_an_unknown_key_is_named(self) -> None:
-        with pytest.raises(AndromedaError, match="'n_layer'.*known keys: alibi_num_heads"):
+        with pytest.raises(AndromedaError, match=r"'n_layer'.*known keys: alibi_num_heads"):
             AndromedaConfig.from_dict({"dim": 64, "n_layer": 3})
 
 

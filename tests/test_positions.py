@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mpmath
 import pytest
@@ -63,7 +64,7 @@ class TestRotary:
     @pytest.mark.parametrize(
         ("overrides", "heads"), [({}, 3), ({"rotary_heads": "all"}, 6), ({"alibi_pos_bias": False}, 3)]
     )
-    def test_which_heads_are_rotated(self, overrides: dict, heads: int) -> None:
+    def test_which_heads_are_rotated(self, overrides: dict[str, Any], heads: int) -> None:
         table = positions.rotary(preset("nano", **overrides))
         assert table is not None
         assert (table.heads, table.pairs, table.xpos_scale) == (heads, 16, 512.0)
@@ -127,7 +128,9 @@ class TestLogitBounds:
             key_gain = k_gain[head * k_gain.shape[0] // 4]
             best = 0.0
             for p in range(pairs):  # unit vectors along the pair's larger channels, one turned onto the other
-                q_channel, k_channel = (p + pairs * int(g[p + pairs].abs() > g[p].abs()) for g in (q_gain[head], key_gain))
+                q_channel, k_channel = (
+                    p + pairs * int(g[p + pairs].abs() > g[p].abs()) for g in (q_gain[head], key_gain)
+                )
                 q, k = torch.zeros(2, 2 * pairs, dtype=torch.float64)
                 q[q_channel], k[k_channel] = q_gain[head, q_channel], key_gain[k_channel]
                 quarter = torch.full((pairs,), 0.5 * math.pi * (q_channel != k_channel), dtype=torch.float64)
@@ -153,13 +156,13 @@ class TestInitialWindows:
             {"qk_norm": False, "attn_qk_norm": False, "attn_qk_norm_dim_scale": False},
         ],
     )
-    def test_no_certificate_no_windows(self, overrides: dict) -> None:
+    def test_no_certificate_no_windows(self, overrides: dict[str, Any]) -> None:
         assert list(positions.initial_windows(preset("nano", **overrides))) == [math.inf] * 6
 
     def test_they_are_the_models_own(self) -> None:
         config = preset("nano", num_tokens=8, depth=1)
-        windows = Andromeda(config).blocks[0].attention.windows()
-        own = [math.inf if window == positions.NO_WINDOW else window for window in windows.tolist()]
+        attention: Any = Andromeda(config).blocks[0].attention
+        own = [math.inf if window == positions.NO_WINDOW else window for window in attention.windows().tolist()]
         assert own == pytest.approx(list(positions.initial_windows(config)), abs=1)
 
 

@@ -88,9 +88,11 @@ def readme() -> list[Step]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has after cloning, with a `python` and an `andromeda` that are these."""
+    """What a user has after cloning, but for a shorter corpus; with a `python` and an `andromeda` that are these."""
     folder = tmp_path_factory.mktemp("readme") / "andromeda"
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
+    shorten(folder / "examples" / "verse" / "train.jsonl", 200_000)
+    shorten(folder / "examples" / "verse" / "validation.txt", 24_000)
     programs = {"python": "", "andromeda": "-m andromeda"}
     for name, arguments in programs.items():
         program = folder.parent / "bin" / name
@@ -98,6 +100,18 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return folder
+
+
+def shorten(path: Path, characters: int) -> None:
+    """Keeps the first lines, one at least."""
+    first, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [first]
+    size = len(first)
+    for line in lines:
+        size += len(line)
+        if size <= characters:
+            kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
 
 
 def run(step: Step, folder: Path) -> None:

@@ -96,6 +96,11 @@ def test_training_on_nothing_is_refused(texts: list[str]) -> None:
         Tokenizer.train(texts, 400)
 
 
+def test_training_on_text_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(AndromedaError, match="text 1 is not valid Unicode"):
+        Tokenizer.train(["rose", "\ud800"], 400)
+
+
 def test_digits_stand_alone_and_a_break_with_its_indentation_is_one_token(ours: Tokenizer) -> None:
     tokens = [ours.decode([token_id]) for token_id in ours.encode("joy;\n    And 1234\n\nHas")]
     assert [token for token in tokens if token.isdigit()] == ["1", "2", "3", "4"]
@@ -346,6 +351,12 @@ def test_a_hole_in_the_ids_has_no_token_and_no_text() -> None:
     assert tokenizer.decode([0, 3, 5]) == "a b"
     with pytest.raises(AndromedaError, match="no token has id 3"):
         tokenizer.id_to_token(3)
+
+
+def test_an_added_token_that_cannot_be_kept_from_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_renamed", lambda spec, names: {**spec, "added_tokens": []})
+    with pytest.raises(AndromedaError, match="added token 0 cannot be told from ordinary text"):
+        Tokenizer(unigram().to_str())
 
 
 # ---- streaming ---------------------------------------------------------------------------------------
@@ -789,6 +800,12 @@ def test_bad_messages_are_refused(ours: Tokenizer, messages: list[Any], complain
             action(messages)
 
 
+def test_a_template_that_writes_no_valid_unicode_is_refused() -> None:
+    tokenizer = Tokenizer(byte_fallback().to_str(), templates={"default": r"{{ '\udc80' }}"})
+    with pytest.raises(AndromedaError, match="not valid Unicode"):
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+
+
 def test_templates_have_what_transformers_gives_them() -> None:
     template = (
         "{% generation %}\nsaid{% endgeneration %}"
@@ -816,8 +833,9 @@ def test_what_ends_a_reply_is_read_off_the_template(style: str, stop: list[str])
     assert [tokenizer.id_to_token(token_id) for token_id in tokenizer.stop_ids] == stop
 
 
-def test_a_template_that_refuses_a_bare_exchange_tells_no_end_of_turn() -> None:
-    tokenizer = Tokenizer(byte_fallback().to_str(), templates={"default": "{{ raise_exception('no') }}"})
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "[INST]{{ messages[1].content | upper }}"])
+def test_a_template_that_does_not_show_the_reply_tells_no_end_of_turn(template: str) -> None:
+    tokenizer = Tokenizer(byte_fallback().to_str(), templates={"default": template})
     assert tokenizer.stop_ids == (tokenizer.eos_id,)
 
 
@@ -836,6 +854,17 @@ def test_transformers_reads_what_we_save(ours: Tokenizer, tmp_path: Path) -> Non
     encoded = theirs.apply_chat_template(messages, tools=[WEATHER], return_dict=True, return_assistant_tokens_mask=True)
     assert encoded["input_ids"] == ids
     assert encoded["assistant_masks"] == [int(own) for own in mask]
+
+
+def test_where_control_tokens_overlap_the_longest_that_starts_first_counts() -> None:
+    names = {"<<a>>": "1", "<a>": "2", "a>>": "3"}
+    assert Guard(names, []).resolve("<<a>>, <a>>", names) == "1, 2>"
+
+
+def test_more_marks_than_there_are_masks_are_refused() -> None:
+    marks = [chr(code) for code in range(0x2190, 0x2BFF)]
+    with pytest.raises(AndromedaError, match="different marks, 2046 at most"):
+        Guard(marks, [])
 
 
 def test_a_guard_without_control_tokens_masks_nothing() -> None:

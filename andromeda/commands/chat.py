@@ -96,7 +96,7 @@ def _answer(conversation: Conversation, line: str, console: Console, interactive
     finally:
         console.print()
     if interactive and completion.ids:
-        console.print(describe_speed(conversation.model, completion), style="dim")
+        console.print(describe_speed(conversation.model, completion), style="dim", soft_wrap=True)
 
 
 class Conversation:

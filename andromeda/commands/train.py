@@ -42,11 +42,12 @@ def train(recipe: str, overrides: list[str]) -> None:
         overrides: key=value for single keys, such as steps=100 or model.dim=64.
     """
     from andromeda.training.recipe import read_recipe
-    from andromeda.training.run import open_run
+    from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
 
     plan = read_recipe(recipe, overrides)
-    check(plan)
+    if not RunDirectory(Path(plan.output)).checkpoints():
+        check_start(plan)
     with open_run(plan) as run:
         start = run.load_newest(_resume, warn=lambda text: _say(f"warning: {text}"))
         if start is not None and start.state.step >= plan.steps:
@@ -55,7 +56,7 @@ def train(recipe: str, overrides: list[str]) -> None:
         session = prepare(plan, run, start or _begin(plan))
         with stop_request() as stop:
             session.run(stop)
-    if stop.received is not None:
+    if stop.received is not None and session.state.step < plan.steps:
         _say(f"{run.path}: stopped by {stop.received.name} at step {session.state.step:,}; the same command goes on")
         raise SystemExit(128 + stop.received)
     _say(f"{run.path}: finished {plan.steps:,} steps; the model is {run.checkpoint(plan.steps)}")
@@ -68,8 +69,8 @@ def _say(line: str) -> None:
 # ---- before any work -----------------------------------------------------------------------------
 
 
-def check(recipe: Recipe) -> None:
-    """What can be known of a recipe without reading its corpora.
+def check_start(recipe: Recipe) -> None:
+    """What can be known of a new run without reading its corpora.
 
     Raises:
         AndromedaError: a missing file, a config that makes no sense, or values that do not fit together.

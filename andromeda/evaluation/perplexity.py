@@ -19,7 +19,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
 
-TOKENS_AT_ONCE = 16384  # short windows are read together, up to so many tokens
+TOKENS_AT_ONCE = 8192  # short windows are read together, up to so many tokens
 FIRST_POSITIONS = 64  # tokens in the first band of positions; each band ends at twice the one before
 
 

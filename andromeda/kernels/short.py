@@ -42,7 +42,8 @@ def _rotate_heads(q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]
     """Rotates the first heads, relative to the first key."""
     keys, queries = k.shape[2], q.shape[2]
     ahead = int(min(MAX_KEYS, longest_span(rotary)))
-    for_q, for_k = (relative_table(rotary, 0, ahead, side, q.device, q.dtype) for side in (True, False))
-    turned_q = rotate(q[:, : rotary.heads], *(table[keys - queries : keys] for table in for_q))
-    turned_k = rotate(k[:, : rotary.heads], *(table[:keys] for table in for_k))
+    cos, sin = relative_table(rotary, 0, ahead, True, q.device, q.dtype)
+    turned_q = rotate(q[:, : rotary.heads], cos[keys - queries : keys], sin[keys - queries : keys])
+    cos, sin = relative_table(rotary, 0, ahead, False, q.device, q.dtype)
+    turned_k = rotate(k[:, : rotary.heads], cos[:keys], sin[:keys])
     return torch.cat([turned_q, q[:, rotary.heads :]], dim=1), torch.cat([turned_k, k[:, rotary.heads :]], dim=1)

@@ -9,6 +9,7 @@ keys rotated by j - i0 and decayed by zeta^(i0 - j). Every exponent is bounded b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from andromeda.kernels.rotation import longest_span, relative_table, rotate
 
 QUERY_TILE = 128
 KEY_CHUNK = 1024
+ACCELERATOR_TILES = 4  # where each launch costs as much as much arithmetic, tiles and chunks are so many times larger
 # Below this bound exp(logit) neither overflows in a float32 sum over millions of keys nor loses the key a query
 # holds for itself, so the running maximum is left out.
 MAX_BOUND_WITHOUT_MAXIMUM = 40.0
@@ -107,38 +109,40 @@ class _Walk:
         self.q, self.geometry, self.rotary = q, geometry, geometry.rotary
         self.k, self.v = (x.transpose(1, 2).to(self.dtype) for x in (k, v))  # (B, kv_heads, S, dim_head)
         self.queries, self.keys = q.shape[1], k.shape[1]
-        self.tile = int(min(QUERY_TILE, longest_span(self.rotary)))
+        scale = 1 if q.device.type == "cpu" else ACCELERATOR_TILES
+        self.tile, self.chunk = int(min(scale * QUERY_TILE, longest_span(self.rotary))), scale * KEY_CHUNK
         self.bands = self._bands()
 
     def _bands(self) -> list[_Band]:
-        heads, device = self.q.shape[2], self.q.device
-        windows = [None] * heads if self.geometry.windows is None else self.geometry.windows.tolist()
-        slopes = [0.0] * heads if self.geometry.slopes is None else self.geometry.slopes.tolist()
-        bounds = [None] * heads if self.geometry.bounds is None else self.geometry.bounds.tolist()
+        """Heads whose windows span as many tiles, and that are alike otherwise, form a band."""
+        heads, geometry = self.q.shape[2], self.geometry
+        windows = _on_host(geometry.windows, heads, self.keys)
+        slopes, bounds = _on_host(geometry.slopes, heads, 0.0), _on_host(geometry.bounds, heads, math.inf)
         groups: dict[tuple[bool, bool, bool, int], list[int]] = {}
         for h in range(heads):
-            window = windows[h] if windows[h] is not None and windows[h] < self.keys else None
-            tiles = -1 if window is None else -(-window // self.tile)
-            bounded = bounds[h] is not None and bounds[h] <= MAX_BOUND_WITHOUT_MAXIMUM
             rotated = self.rotary is not None and h < self.rotary.heads
-            groups.setdefault((rotated, bounded, slopes[h] != 0, tiles), []).append(h)
-        bands = []
-        for (rotated, bounded, sloped, tiles), members in groups.items():
-            index = torch.tensor(members, device=device)
-            limited = [windows[h] for h in members] if tiles >= 0 else []
-            bands.append(
-                _Band(
-                    heads=index,
-                    kv_heads=None if self.k.shape[1] == 1 else index // (heads // self.k.shape[1]),
-                    rotated=rotated,
-                    bounded=bounded,
-                    slopes=self.geometry.slopes[index, None, None].to(self.dtype) if sloped else None,
-                    windows=self.geometry.windows[index, None, None] if limited else None,
-                    shortest_window=min(limited, default=self.keys),
-                    reach=max(limited) if limited else None,
-                )
-            )
-        return bands
+            tiles = 0 if windows[h] >= self.keys else -(-int(windows[h]) // self.tile)
+            key = (rotated, bounds[h] <= MAX_BOUND_WITHOUT_MAXIMUM, slopes[h] != 0, tiles)
+            groups.setdefault(key, []).append(h)
+        return [self._band(members, *key, windows) for key, members in groups.items()]
+
+    def _band(
+        self, members: list[int], rotated: bool, bounded: bool, sloped: bool, tiles: int, windows: list[float]
+    ) -> _Band:
+        index = torch.tensor(members, device=self.q.device)
+        kv_heads, geometry = self.k.shape[1], self.geometry
+        return _Band(
+            heads=index,
+            kv_heads=None if kv_heads == 1 else index // (self.q.shape[2] // kv_heads),
+            rotated=rotated,
+            bounded=bounded,
+            slopes=geometry.slopes[index, None, None].to(self.dtype)
+            if sloped and geometry.slopes is not None
+            else None,
+            windows=geometry.windows[index, None, None] if tiles and geometry.windows is not None else None,
+            shortest_window=int(min(windows[h] for h in members)),
+            reach=int(max(windows[h] for h in members)) if tiles else None,
+        )
 
     def tiles(self) -> Iterator[_Tile]:
         """The longest documents' starts are read once, on the host."""
@@ -158,7 +162,7 @@ class _Walk:
         top = None  # (B, n, R, 1) running maximum
         total: Tensor | float = 0.0
         acc: Tensor | float = 0.0
-        for j0, j1 in _chunks(lo, tile.last):
+        for j0, j1 in self._chunks(lo, tile.last):
             k = self.k[:, :, j0:j1] if k_rotated is None else k_rotated[:, :, j0 - lo : j1 - lo]
             p = self._logits(q, k, tile, band, j0, j1)
             if not band.bounded:
@@ -199,7 +203,7 @@ class _Walk:
         delta = grads.delta[:, :, tile.rows].index_select(1, band.heads)[..., None]
         log_sum = grads.log_sum[:, :, tile.rows].index_select(1, band.heads)[..., None]
         dq = torch.zeros_like(q)
-        for j0, j1 in _chunks(self._first_key(tile, band), tile.last):
+        for j0, j1 in self._chunks(self._first_key(tile, band), tile.last):
             k, v = keys[:, :, j0 - base : j1 - base], self._of_band(self.v[:, :, j0:j1], band)
             p = self._logits(q, k, tile, band, j0, j1).sub_(log_sum).exp_()
             self._add_to_keys(grads.dv[:, :, j0:j1], p, dout, band)
@@ -243,12 +247,16 @@ class _Walk:
             logits.addcmul_(distance.to(self.dtype), band.slopes, value=-1.0)
         if j1 - 1 > tile.first:
             logits.masked_fill_(distance < 0, -torch.inf)
-        if tile.last - 1 - j0 >= band.shortest_window:
+        if band.windows is not None and tile.last - 1 - j0 >= band.shortest_window:
             logits.masked_fill_(distance >= band.windows, -torch.inf)
         if tile.latest_start > j0:
             assert self.geometry.starts is not None
             logits.masked_fill_((j < self.geometry.starts[:, tile.first : tile.last, None])[:, None], -torch.inf)
         return logits
+
+    def _chunks(self, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        for j0 in range(lo, hi, self.chunk):
+            yield j0, min(j0 + self.chunk, hi)
 
     @staticmethod
     def _add_to_keys(target: Tensor, weights: Tensor, rows: Tensor, band: _Band) -> None:
@@ -257,6 +265,10 @@ class _Walk:
             target += (weights.flatten(1, 2).transpose(1, 2) @ rows.flatten(1, 2))[:, None]
         else:
             target.index_add_(1, band.kv_heads, weights.transpose(2, 3) @ rows)
+
+
+def _on_host(values: Tensor | None, heads: int, otherwise: float) -> list[float]:
+    return [otherwise] * heads if values is None else values.tolist()
 
 
 def _queries_times_keys(q: Tensor, k: Tensor) -> Tensor:
@@ -271,8 +283,3 @@ def _heads_times_keys(p: Tensor, v: Tensor) -> Tensor:
     if v.shape[1] == 1:
         return (p.flatten(1, 2) @ v[:, 0]).unflatten(1, p.shape[1:3])
     return p @ v
-
-
-def _chunks(lo: int, hi: int) -> Iterator[tuple[int, int]]:
-    for j0 in range(lo, hi, KEY_CHUNK):
-        yield j0, min(j0 + KEY_CHUNK, hi)

@@ -149,6 +149,19 @@ def test_the_text_that_was_read_is_the_conversation(questions, seed):
     assert TOKENIZER.decode(prompt, skip_special=False) == TOKENIZER.decode(canonical, skip_special=False)
 
 
+def test_control_tokens_that_the_model_draws_are_no_part_of_the_conversation():
+    """They are not shown, so they are not read again either."""
+    model, logits = build(), Andromeda.logits
+    allowed = torch.full((TOKENIZER.vocab_size,), -torch.inf, dtype=torch.float64)
+    allowed[[TOKENIZER.token_to_id("<|im_start|>"), *TOKENIZER.encode("thesa")]] = 0.0
+    model.logits = lambda hidden: logits(model, hidden) / 50 + allowed  # type: ignore[method-assign]
+    conversation = converse(model, ["one", "two", "three"], tokens=20)
+    drawn = conversation.context.ids[conversation._prompt_tokens :]
+    assert TOKENIZER.token_to_id("<|im_start|>") in drawn
+    canonical = chat_prompt(TOKENIZER, conversation.messages[:-1])
+    assert conversation.context.ids[: conversation._prompt_tokens] == canonical
+
+
 def test_ctrl_c_keeps_what_was_said():
     model = build()
     conversation = converse(model, ["The sea?"])
@@ -185,7 +198,7 @@ def test_a_terminal_has_a_prompt_and_ctrl_c_cuts_an_answer_short(directory):
         os.write(terminal, b"The sea?\n")
         read_until(terminal, r"(?s)The sea\?\r\n.{50}")
         os.write(terminal, b"\x03")
-        read_until(terminal, r"tokens/s .*\r\n(.*)> $")
+        read_until(terminal, r"tokens/s .*\r\n> $")
         os.write(terminal, b"/exit\n")
         assert process.wait(60) == 0
     finally:

@@ -117,9 +117,14 @@ def test_many_batches_are_one_array(tmp_path: Path, tokenizer: Tokenizer, monkey
 def test_kept_tokens_serve_until_something_changes(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
+    written: list[Path] = []
     write = text_module._write
-    monkeypatch.setattr(text_module, "_write", lambda *arguments: (written.append(1), write(*arguments)))
+
+    def counted(folder: Path, *arguments: Any) -> None:
+        written.append(folder)
+        write(folder, *arguments)
+
+    monkeypatch.setattr(text_module, "_write", counted)
     path = write_jsonl(tmp_path / "a.jsonl", POEMS)
 
     def load(tokenizer: Tokenizer = tokenizer) -> Corpus:

@@ -205,19 +205,29 @@ def test_a_prompt_that_goes_on_is_read_from_where_the_context_ends(lengths_read)
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 12), st.lists(st.integers(0, 3), min_size=1, max_size=6)), max_size=5))
+@given(st.lists(st.tuples(st.integers(-4, 4), st.lists(st.integers(0, 3), min_size=1, max_size=8)), max_size=4))
 def test_a_context_changes_no_text(turns):
     """Whatever is kept of what was written before, and whatever follows."""
     model, context, ids = build(torch.float64), Context(), [1]
-    for kept, new in turns:
-        prompt = [*ids[:kept], *new]
+    for change, new in turns:
+        prompt = [*ids[: change or None], *new]
         drawn = list(generate(model, prompt, max_new_tokens=4, sampling=GREEDY, context=context))
         assert drawn == list(generate(model, prompt, max_new_tokens=4, sampling=GREEDY, use_cache=False))
         ids = prompt + drawn
 
 
-def test_a_broken_off_pass_leaves_the_context_right(monkeypatch):
+def test_the_same_prompt_again_is_read_again():
+    """A token must be read for logits to come."""
     model, context = build(), Context()
+    texts = []
+    for _ in range(2):
+        texts.append(list(generate(model, [1, 2, 3], max_new_tokens=1, sampling=GREEDY, context=context)))
+        assert context.cache.length == 3
+    assert texts[0] == texts[1]
+
+
+def test_a_broken_off_pass_leaves_the_context_right(monkeypatch):
+    model, context = build(torch.float64), Context()
     expected = list(generate(model, [1, 2, 3], max_new_tokens=9, sampling=GREEDY))
     last_block, calls = model.blocks[-1].forward, []
 
@@ -231,6 +241,9 @@ def test_a_broken_off_pass_leaves_the_context_right(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         list(generate(model, [1, 2, 3], max_new_tokens=9, sampling=GREEDY, context=context))
     assert context.ids[3:] == expected[:3] and context.cache.length == 5
+    with torch.inference_mode():
+        next_logits = model(torch.tensor([context.ids[5:]]), cache=context.cache)
+        torch.testing.assert_close(next_logits[:, -1], model(torch.tensor([context.ids]))[:, -1], rtol=0, atol=1e-10)
     assert list(generate(model, context.ids, max_new_tokens=6, sampling=GREEDY, context=context)) == expected[3:]
 
 

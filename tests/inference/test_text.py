@@ -153,12 +153,22 @@ def test_a_stop_string_ends_what_the_model_writes(model):
     assert stream.completion.finish_reason == "stop" and stream.completion.completion_tokens < 60
 
 
-def test_speed_is_that_of_decoding(model):
-    stream = stream_text(model, TOKENIZER, "the sea", max_new_tokens=5, seed=0)
-    list(stream)
+def test_time_is_that_of_the_model_alone(monkeypatch):
+    """Of a clock that goes on by itself when a token is drawn, and while the reader of the text is busy."""
+    now = 0.0
+    monkeypatch.setattr("andromeda.inference.text.perf_counter", lambda: now)
+
+    def tokens() -> Iterator[int]:
+        nonlocal now
+        for seconds, token in zip((5.0, 0.5, 0.25, 0.25), TOKENIZER.encode("the sea the sea"), strict=False):
+            now += seconds
+            yield token
+
+    stream = TextStream(tokens(), TOKENIZER, [])
+    for _ in stream:
+        now += 100
     done = stream.completion
-    assert done.prefill_seconds > 0
-    assert done.tokens_per_second == pytest.approx((done.completion_tokens - 1) / done.decode_seconds)
+    assert (done.prefill_seconds, done.decode_seconds, done.tokens_per_second) == (5.0, 1.0, 3.0)
     assert TextStream(iter([]), TOKENIZER, []).completion.tokens_per_second == 0
 
 

@@ -84,8 +84,8 @@ def test_accumulation_equals_the_big_batch(model: Andromeda, recipe: MakeRecipe)
         parts = Run(model, recipe(batch_size=batch_size, accumulate=accumulate, **keys)).go()
         for ours, theirs in zip(parts.weights(), whole.weights(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)  # losses are float32
-        for ours, theirs in zip(parts.untimed(), whole.untimed(), strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5)
+        for part, line in zip(parts.untimed(), whole.untimed(), strict=True):
+            assert part == pytest.approx(line, rel=1e-5)
 
 
 def test_a_step_by_hand(model: Andromeda, recipe: MakeRecipe) -> None:
@@ -169,7 +169,7 @@ def test_stopped_before_the_first_step_nothing_happens(model: Andromeda, recipe:
 
 def test_divergence_stops_without_saving(model: Andromeda, recipe: MakeRecipe) -> None:
     with torch.no_grad():
-        model.embedding.weight[0, 0] = torch.inf
+        model.output_weight[0, 0] = torch.inf
     for keys in ({"log_every": 1}, {"save_every": 1}, {}):
         run = Run(model, recipe(batch_size=8, **keys))
         with pytest.raises(AndromedaError, match=r"at step \d+ the loss or its gradient is no number any more.*lower"):

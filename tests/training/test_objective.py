@@ -45,7 +45,7 @@ def test_bits_per_byte_by_hand(model: Andromeda, batch: Batch) -> None:
 
 def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(model: Andromeda, batch: Batch) -> None:
     with torch.no_grad():
-        model.embedding.weight.zero_()
+        model.output_weight.zero_()
     targets = int((batch[1] != IGNORED).sum())
     assert bits_per_byte(NextToken(model, CPU), [batch], num_bytes=targets) == pytest.approx(6.0)  # log2(64)
 
@@ -56,7 +56,9 @@ def test_bfloat16_is_finite_and_close(model: Andromeda, batch: Batch) -> None:
         losses = NextToken(model, CPU, precision)(batch)
         assert losses.dtype == torch.float32
         losses.sum().backward()
-        gradients[precision] = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        gradients[precision] = [
+            parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+        ]
         model.zero_grad()
         if precision is torch.float32:
             exact = losses.detach()

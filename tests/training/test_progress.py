@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from andromeda.training import progress as progress_module
 from andromeda.training.progress import describe, show_progress
 
 
@@ -30,12 +29,12 @@ def show(lines: list[dict[str, Any]], terminal: bool) -> str:
 
 def test_lines_come_with_validation_at_the_end_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     lines = [line(step) for step in range(1, 31)]
     lines[9]["validation_bits_per_byte"] = 2.5
     assert [text.split(":")[0] for text in show(lines, terminal=False).splitlines()] == ["step 10/30", "step 30/30"]
     ticks = iter(range(1000))
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
     shown = show([line(step) for step in range(1, 30)], terminal=False).splitlines()
     assert [text.split(":")[0] for text in shown] == ["step 10/30", "step 20/30"]
 

@@ -1,0 +1,78 @@
+"""Trains once undisturbed and once with kills at random moments: python -m tests.commands.kill_training ...
+
+Each training is a fork of this process, which has imported all that is slow to import and computed nothing. A training
+that ends before its kill is put by, and another one begun, until there were as many kills as asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import matplotlib.figure  # noqa: F401  before the forks
+import torch
+
+import andromeda.checkpoint
+import andromeda.data.windows
+import andromeda.tokenizer
+import andromeda.training.loop
+import andromeda.training.plot  # noqa: F401  before the forks
+from andromeda.commands.train import train
+
+
+def start(recipe: str, output: Path, log: Path) -> int:
+    """Returns the process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        train(recipe, [f"output={output}"])
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def finish(pid: int) -> None:
+    status = os.waitpid(pid, 0)[1]
+    if status != 0:
+        raise SystemExit(f"training failed with status {status}")
+
+
+def main(recipe: str, folder: Path, kills: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    moments = random.Random(seed)
+    begin = time.monotonic()
+    finish(start(recipe, folder / "whole", folder / "whole.log"))
+    seconds = time.monotonic() - begin
+    killed = ended = 0
+    while killed < kills:
+        pid = start(recipe, folder / "killed", folder / "killed.log")
+        time.sleep(moments.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        if os.WIFSIGNALED(status):
+            killed += 1
+        elif status == 0:
+            os.rename(folder / "killed", folder / f"killed-{ended}")
+            ended += 1
+        else:
+            raise SystemExit(f"training failed with status {status}")
+    finish(start(recipe, folder / "killed", folder / "killed.log"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,417 @@
+"""`andromeda train` as a whole: runs, resumes, refuses; and survives being killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from andromeda.checkpoint import load_checkpoint, load_tensors
+from andromeda.commands import train as command
+from andromeda.commands.train import train
+from andromeda.errors import AndromedaError
+from andromeda.tokenizer import Tokenizer
+from andromeda.training.loop import Loop
+from andromeda.training.metrics import TIMINGS, read_metrics
+from andromeda.training.plot import plot_losses
+from andromeda.training.state import load_state
+
+ROOT = Path(__file__).parents[2]
+VERSE = (ROOT / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
+RECIPE = """
+model: {preset: nano, dim: 32, depth: 2, heads: 4, alibi_num_heads: 2, dim_head: 8, max_seq_len: 16}
+tokenizer: {vocab_size: 300}
+data: {train: FOLDER/train.jsonl, validation: FOLDER/validation.txt}
+output: FOLDER/run
+steps: 12
+batch_size: 2
+accumulate: 2
+learning_rate: 0.01
+warmup_steps: 3
+log_every: 2
+validate_every: 5
+save_every: 4
+"""
+Train = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No picture, no long measurement; and so small a model is slower on two threads."""
+    monkeypatch.setattr("andromeda.training.plot.plot_losses", lambda *_: True)
+    monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
+    monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    poems = VERSE.split("\n\n\n")[:12]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": poem}) + "\n" for poem in poems))
+    (tmp_path / "validation.txt").write_text(VERSE[-1200:])
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.replace("FOLDER", str(tmp_path)))
+    return path
+
+
+def run(recipe: Path, *overrides: str) -> Path:
+    """Trains; returns the run directory."""
+    train(str(recipe), list(overrides))
+    outputs = [override.removeprefix("output=") for override in overrides if override.startswith("output=")]
+    return Path(outputs[-1]) if outputs else recipe.parent / "run"
+
+
+def untimed(directory: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(directory / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Of the checkpoints, without times."""
+    files = {}
+    for path in sorted((directory / "checkpoints").rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "state.json":
+                values = json.loads(data)
+                data = json.dumps({key: values[key] for key in values if "seconds" not in key}).encode()
+            files[str(path.relative_to(directory))] = data
+    return files
+
+
+def assert_same_run(directory: Path, other: Path) -> None:
+    """Weights, optimizer, random numbers, position, tokenizer and metrics: bit for bit."""
+    ours, theirs = contents(directory), contents(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name] == theirs[name], name
+    assert untimed(directory) == untimed(other)
+    hidden = [path.name for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert hidden == []
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_says(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("andromeda.training.plot.plot_losses", plot_losses)
+    directory = run(recipe)
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == ["checkpoints", "data", "loss.png", "metrics.jsonl", "recipe.yaml"]
+    checkpoints = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000008", "step-00000012"]  # the last two
+    newest = directory / "checkpoints" / "step-00000012"
+    tokenizer, model = Tokenizer.load(newest), load_checkpoint(newest)
+    assert tokenizer.vocab_size == 300 and model.config.num_tokens == 320  # a multiple of 64
+    lines = read_metrics(directory / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 5, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if "validation_bits_per_byte" in line] == [5, 10, 12]
+    assert all(line[name] > 0 for line in lines for name in TIMINGS)
+    assert lines[-1]["tokens"] == 12 * 4 * 16
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "tokenizer: trained, 300 tokens"
+    assert "12 steps of 64 tokens" in out[2]
+    assert out[-1] == f"{directory}: finished 12 steps; the model is {newest}"
+    assert f"loss curve: {directory / 'loss.png'}" in out
+
+
+def test_validation_by_hand(recipe: Path) -> None:
+    directory = run(recipe)
+    newest = directory / "checkpoints" / "step-00000012"
+    tokenizer, model = Tokenizer.load(newest), load_checkpoint(newest)
+    text = (recipe.parent / "validation.txt").read_text()
+    ids = tokenizer.encode(text)
+    nats = 0.0
+    for first in range(0, len(ids), 16):
+        window = ids[first : first + 16]
+        logits = model(torch.tensor([[tokenizer.eos_id, *window[:-1]]]))[0].double()
+        nats += F.cross_entropy(logits, torch.tensor(window), reduction="sum").item()
+    reported = read_metrics(directory / "metrics.jsonl")[-1]["validation_bits_per_byte"]
+    assert reported == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
+
+
+def test_a_finished_run_is_left_alone(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run(recipe)
+    before = snapshot(directory)
+    capsys.readouterr()
+    run(recipe)
+    assert capsys.readouterr().out == f"{directory}: finished already, at step 12; raise steps to go on\n"
+    assert snapshot(directory) == before
+    run(recipe, "steps=5")
+    assert "finished already, at step 12" in capsys.readouterr().out
+
+
+def test_a_run_can_be_made_longer(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("schedule=constant", "validate_every=4")
+    directory = run(recipe, *keys)
+    run(recipe, *keys, "steps=16", "keep_last=1")
+    assert f"{directory}: going on from step 12 of 16" in capsys.readouterr().out
+    whole = run(recipe, *keys, "steps=16", "keep_last=1", f"output={recipe.parent / 'whole'}")
+    assert_same_run(directory, whole)
+
+
+def test_without_validation_or_matplotlib(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("andromeda.training.plot.plot_losses", plot_losses)
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    directory = run(recipe, "data.validation=[]")
+    assert not (directory / "loss.png").exists()
+    out = capsys.readouterr().out
+    assert "pip install 'andromeda-lm[train]'" in out and "no validation" in out
+    assert not any("validation_bits_per_byte" in line for line in read_metrics(directory / "metrics.jsonl"))
+
+
+def test_the_loss_curve_is_drawn_while_training_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "PLOT_SECONDS", 0.0)
+    drawn: list[int] = []
+
+    def draw(lines: list[dict[str, Any]], *_: object) -> bool:
+        drawn.append(len(lines))
+        return True
+
+    monkeypatch.setattr("andromeda.training.plot.plot_losses", draw)
+    run(recipe)
+    assert drawn == [2, 5, 7, 7]  # lines of metrics at steps 4, 8 and 12, and at the end
+
+
+def test_bfloat16_trains_and_keeps_float32(recipe: Path) -> None:
+    exact = run(recipe)
+    rough = run(recipe, "precision=bfloat16", f"output={recipe.parent / 'rough'}")
+    losses = [[line["loss"] for line in read_metrics(path / "metrics.jsonl")] for path in (exact, rough)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    weights, _ = load_tensors(rough / "checkpoints" / "step-00000012" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+# ---- where a model or a tokenizer comes from -----------------------------------------------------
+
+
+def test_training_goes_on_from_another_model(recipe: Path) -> None:
+    directory = run(recipe)
+    before = load_checkpoint(directory / "checkpoints" / "step-00000012")
+    tokenizer = Tokenizer.load(directory / "checkpoints" / "step-00000012")
+    keys = ("tokenizer.vocab_size=null", "learning_rate=1e-9", "weight_decay=0")
+    origin, output = f"model={{from: {directory}, position_interpolation: 2.0}}", f"output={recipe.parent / 'tuned'}"
+    tuned = run(recipe, origin, output, *keys, "steps=1") / "checkpoints"
+    after = load_checkpoint(tuned / "step-00000001")
+    assert after.config.position_interpolation == 2.0
+    for ours, theirs in zip(after.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+    assert Tokenizer.load(tuned / "step-00000001").sha256 == tokenizer.sha256
+    state, _ = load_state(tuned / "step-00000001")
+    assert state.step == 1 and state.tokens == 64
+
+    with pytest.raises(AndromedaError, match=r"the keys beside model\.from=.* ask for other weights"):
+        run(recipe, f"model={{from: {directory}, depth: 3}}", f"output={recipe.parent / 'deeper'}", *keys)
+    shutil.rmtree(directory)
+    run(recipe, origin, output, *keys, "steps=2")  # it has all that it needs
+    assert (tuned / "step-00000002").is_dir()
+
+
+def test_a_tokenizer_that_exists(recipe: Path) -> None:
+    directory = run(recipe)
+    checkpoint = directory / "checkpoints" / "step-00000012"
+    for number, path in enumerate((checkpoint, checkpoint / "tokenizer.json", directory)):
+        tokenizer = ("tokenizer.vocab_size=null", f"tokenizer.path={path}")
+        other = run(recipe, *tokenizer, "steps=1", f"output={recipe.parent / str(number)}")
+        stored = Tokenizer.load(other / "checkpoints" / "step-00000001")
+        assert stored.sha256 == Tokenizer.load(checkpoint).sha256
+
+
+def test_without_a_size_the_tokenizer_is_as_large_as_the_model_s(recipe: Path) -> None:
+    directory = run(recipe, "tokenizer.vocab_size=null", "model.num_tokens=290", "steps=1")
+    checkpoint = directory / "checkpoints" / "step-00000001"
+    assert Tokenizer.load(checkpoint).vocab_size == load_checkpoint(checkpoint).config.num_tokens == 290
+
+
+# ---- what is refused, before anything is written -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=none.txt"], r"none\.txt: no such file"),
+        (["data.validation=none.txt"], r"none\.txt: no such file"),
+        (["data.train=recipe.pdf"], r"recipe\.pdf: unknown kind of file"),
+        (["model.dim=0"], r"config: dim=0 must be at least 1"),
+        (["model.dimension=3"], r"unknown key 'dimension'"),
+        (["model.num_tokens=299"], r"the tokenizer has 300 tokens, more than the model's num_tokens=299"),
+        (["seq_len=17"], r"seq_len=17 is more than the model's max_seq_len=16"),
+        (["tokenizer.vocab_size=null", "tokenizer.path=none.json"], r"none\.json"),
+        (["tokenizer.path=none.json"], r"tokenizer\.vocab_size=300 is for a new tokenizer"),
+        (["model={from: runs/none}"], r"runs/none"),
+        (["stepps=3"], r"no key 'stepps'"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(recipe: Path, overrides: list[str], message: str) -> None:
+    before = snapshot(recipe.parent)
+    with pytest.raises(AndromedaError, match=message) as raised:
+        run(recipe, *overrides)
+    assert "\n" not in str(raised.value)
+    assert snapshot(recipe.parent) == before
+
+
+def test_a_vocabulary_too_small_for_a_tokenizer_that_exists(recipe: Path) -> None:
+    Tokenizer.train([VERSE], 350).save(recipe.parent / "tokenizer")
+    with pytest.raises(AndromedaError, match=r"the tokenizer has 350 tokens, more than the model's num_tokens=320"):
+        run(
+            recipe, "tokenizer.vocab_size=null", f"tokenizer.path={recipe.parent / 'tokenizer'}", "model.num_tokens=320"
+        )  # fmt: skip
+
+
+def test_a_corpus_without_text_can_be_put_right(recipe: Path) -> None:
+    (recipe.parent / "empty.txt").write_text(" \n")
+    with pytest.raises(AndromedaError, match=r"empty\.txt: no text|no text"):
+        run(recipe, f"data.train={recipe.parent / 'empty.txt'}")
+    with pytest.raises(AndromedaError, match=r"empty\.txt: no text"):
+        run(recipe, f"data.validation={recipe.parent / 'empty.txt'}")
+    assert (run(recipe) / "checkpoints" / "step-00000012").is_dir()
+
+
+def test_another_recipe_does_not_touch_the_run(recipe: Path) -> None:
+    directory = run(recipe)
+    before = snapshot(directory)
+    with pytest.raises(AndromedaError, match=r"this run has learning_rate=0\.01, and the recipe now says 0\.02"):
+        run(recipe, "learning_rate=0.02")
+    assert snapshot(directory) == before
+
+
+# ---- interrupted ---------------------------------------------------------------------------------
+
+
+class CrashError(Exception):
+    pass
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+    """Does something in the middle of a step."""
+    original = Loop.step
+
+    def stepping(loop: Loop) -> None:
+        if loop.state.step == step - 1:
+            action()
+        original(loop)
+
+    monkeypatch.setattr(Loop, "step", stepping)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crash_at_any_step_changes_nothing(recipe: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    def crash() -> None:
+        raise CrashError
+
+    whole = run(recipe, f"output={recipe.parent / 'whole'}")
+    for step in sorted(random.Random(seed).sample(range(1, 13), 3)):
+        with monkeypatch.context() as patch:
+            at_step(patch, step, crash)
+            with pytest.raises(CrashError):
+                run(recipe)
+    assert_same_run(run(recipe), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_goes_on_exactly(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    whole = run(recipe, f"output={recipe.parent / 'whole'}")
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(number))
+        with pytest.raises(SystemExit) as raised:
+            run(recipe)
+    assert raised.value.code == 128 + number
+    directory = recipe.parent / "run"
+    assert f"{directory}: stopped by {number.name} at step 7; the same command goes on" in capsys.readouterr().out
+    assert (directory / "checkpoints" / "step-00000007").is_dir()
+    assert_same_run(run(recipe), whole)
+    assert f"{directory}: going on from step 7 of 12" in capsys.readouterr().out
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "weights cut short": lambda path: os.truncate(path / "model.safetensors", 1000),
+    "optimizer cut short": lambda path: os.truncate(path / "training" / "optimizer.safetensors", 1000),
+    "no state": lambda path: (path / "training" / "state.json").unlink(),
+    "no config": lambda path: (path / "config.json").unlink(),
+    "no tokenizer": lambda path: (path / "tokenizer.json").unlink(),
+    "another tokenizer": lambda path: (path / "tokenizer.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    recipe: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    directory = run(recipe, "keep_last=3")
+    whole = directory.rename(recipe.parent / "whole")
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / "checkpoints" / "step-00000012")
+    DAMAGE[damage](directory / "checkpoints" / "step-00000008")
+    capsys.readouterr()
+    run(recipe, "keep_last=3")
+    out = capsys.readouterr().out
+    assert out.startswith("warning: ") and "set aside as step-00000008.1.damaged, going on from step-00000004" in out
+    assert f"{directory}: going on from step 4 of 12" in out
+    shutil.rmtree(directory / "checkpoints" / "step-00000008.1.damaged")
+    assert_same_run(directory, whole)
+
+
+def test_other_data_is_told(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run(recipe)
+    with (recipe.parent / "train.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    capsys.readouterr()
+    run(recipe)
+    assert "warning: the training data is not what this run began with" in capsys.readouterr().out
+
+
+def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
+    folder = recipe.parent
+    arguments = ["-m", "tests.commands.kill_training", str(recipe), str(folder), str(kills), str(seed)]
+    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr + (folder / "killed.log").read_text()
+    assert "going on from step" in (folder / "killed.log").read_text()
+    for directory in folder.glob("killed*"):
+        if directory.is_dir():
+            assert_same_run(directory, folder / "whole")
+
+
+LONGER = ("steps: 12", "steps: 40"), ("save_every: 4", "save_every: 3")  # so that kills hit saves too
+
+
+def test_kill_9_three_times(recipe: Path) -> None:
+    for old, new in LONGER:
+        recipe.write_text(recipe.read_text().replace(old, new))
+    kill_and_compare(recipe, kills=3, seed=3)
+
+
+@pytest.mark.slow
+def test_kill_9_twenty_times(recipe: Path) -> None:
+    for old, new in LONGER:
+        recipe.write_text(recipe.read_text().replace(old, new))
+    kill_and_compare(recipe, kills=20, seed=random.SystemRandom().randrange(2**32))
