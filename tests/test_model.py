@@ -275,8 +275,8 @@ class TestPackedDocuments:
         model, ids = build("untied"), some_ids()
         targets = ids.roll(-1, 1)
         results = []
-        for chunk in (2048, 7):
-            monkeypatch.setattr(model_module, "LOSS_CHUNK", chunk)
+        for rows in (1000, 7):
+            monkeypatch.setattr(model_module, "LOSS_CHUNK", rows * BASE["num_tokens"])
             losses = model.token_losses(ids, targets)
             losses.sum().backward()
             results.append({"losses": losses, **gradients(model)})

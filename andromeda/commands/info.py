@@ -176,7 +176,7 @@ def _windows_of(config: AndromedaConfig, gains: dict[str, Any]) -> Windows:
 
 
 def _attention_backend(config: AndromedaConfig) -> str:
-    """What computes attention on this machine."""
+    """What computes attention on this machine, at the lengths of CONTEXTS."""
     import torch
 
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

@@ -149,6 +149,29 @@ def test_the_text_that_was_read_is_the_conversation(questions, seed):
     assert TOKENIZER.decode(prompt, skip_special=False) == TOKENIZER.decode(canonical, skip_special=False)
 
 
+@pytest.mark.parametrize(
+    ("opening", "content"),
+    [
+        ("", "message.content if loop.revindex < 3 else '...'"),  # as where earlier thoughts are dropped
+        ("{{ messages | length }} messages\n", "message.content"),
+    ],
+)
+def test_a_template_may_change_what_came_before(tmp_path, opening, content):
+    """What the model reads follows it."""
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        opening + "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ " + content + " }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    )
+    tokenizer = Tokenizer.load(tmp_path)
+    conversation = Conversation(build(), tokenizer, Sampling(), 10, seed=1)
+    for question in ("one", "two", "three"):
+        conversation.answer(question, lambda piece: None)
+        asked = conversation.context.ids[: conversation._prompt_tokens]
+        canonical = chat_prompt(tokenizer, conversation.messages[:-1])
+        assert tokenizer.decode(asked, skip_special=False) == tokenizer.decode(canonical, skip_special=False)
+
+
 def test_control_tokens_that_the_model_draws_are_no_part_of_the_conversation():
     """They are not shown, so they are not read again either."""
     model, logits = build(), Andromeda.logits

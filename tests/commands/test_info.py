@@ -140,8 +140,18 @@ def test_windows_of_a_preset_are_those_of_a_new_model() -> None:
     assert [head["longest"] for head in figures["windows"][local:]] == [None] * (6 - local)
 
 
-def test_windows_of_a_directory_are_those_of_its_model(model_directory: tuple[Path, Andromeda], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["one file", "shards", "training run"])
+def test_windows_of_a_directory_are_those_of_its_model(
+    form: str, model_directory: tuple[Path, Andromeda], tmp_path: Path
+) -> None:
     directory, model = model_directory
+    if form == "shards":
+        save_checkpoint(directory, model, max_shard_bytes=20_000)
+        assert len(list(directory.glob("*.safetensors"))) > 2
+    if form == "training run":
+        save_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000009", Andromeda(TINY))
+        directory = tmp_path / "run"
+        save_checkpoint(directory / "checkpoints" / "step-00000010", model)
     info(str(directory), json=str(tmp_path / "out.json"))
     figures = json.loads((tmp_path / "out.json").read_text())
     by_block = torch.stack([attention.windows() for attention in attentions(model)])[:, :2].double()
@@ -195,7 +205,7 @@ def test_attention_is_said_to_be_what_computes_it(attn_flash: bool, monkeypatch:
     for name, function in kernels.BACKENDS.items():
         monkeypatch.setitem(dispatch.BACKENDS, name, recording(name, function))
     model = Andromeda(AndromedaConfig(**TINY.to_dict() | {"attn_flash": attn_flash}))
-    model(torch.zeros(1, 4, dtype=torch.int64))
+    model(torch.zeros(1, 600, dtype=torch.int64))
     assert {module._attention_backend(model.config).split()[0]} == set(used)
 
 

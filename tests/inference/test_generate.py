@@ -21,7 +21,15 @@ from andromeda.kernels import attention_backend
 from andromeda.model import Andromeda
 
 TINY = AndromedaConfig(
-    num_tokens=61, max_seq_len=32, dim=24, depth=2, dim_head=8, heads=4, alibi_num_heads=3, window_epsilon=0.3
+    num_tokens=61,
+    max_seq_len=32,
+    dim=24,
+    depth=2,
+    dim_head=8,
+    heads=4,
+    alibi_num_heads=3,
+    window_epsilon=0.3,
+    tie_embeddings=False,
 )
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -42,18 +50,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "no log-n": {"log_n_temperature": False},
     "no windows": {"window_epsilon": 0.0},
     "dense reference": {"attn_flash": False},
-    "untied": {"tie_embeddings": False},
+    "tied": {"tie_embeddings": True},
 }
 LENGTH = 90  # beyond max_seq_len, so log-n is at work, and beyond two of the three windows
 
 
 def build(dtype: torch.dtype = torch.float32, **changes: Any) -> Andromeda:
-    """Random weights, and random gains, so that a confusion of heads or channels shows."""
+    """Random gains, so that a confusion of heads or channels shows, and attention that weighs much in the output."""
     torch.manual_seed(0)
     model = Andromeda(replace(TINY, **changes)).to(dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("_gain"):
-            torch.nn.init.uniform_(parameter, 0.3, 0.6)
+            torch.nn.init.uniform_(parameter, 0.3, 0.5)
+        elif name.endswith("to_out.weight"):
+            torch.nn.init.normal_(parameter)
     return model
 
 

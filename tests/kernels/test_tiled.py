@@ -350,23 +350,39 @@ class TestExtremes:
 
 
 class TestWhatIsSkipped:
-    @pytest.mark.parametrize("documents", [1, 3])
-    def test_keys_out_of_reach_are_never_read(self, documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Keys and values beyond the longest window and its tile, or in documents gone by, hold NaN: none comes out."""
+    @pytest.mark.parametrize("by", ["windows", "documents"])
+    def test_keys_out_of_reach_are_never_read(self, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keys and values beyond the longest window, or in documents gone by, hold NaN: none comes out."""
         monkeypatch.setattr(tiled, "QUERY_TILE", 16)
-        case = Case(alibi_heads=HEADS, documents=documents)
+        case = Case(alibi_heads=HEADS, windowed=False, documents=3 if by == "documents" else 1)
         queries, keys = 20, 600
-        geometry = replace(case.geometry(keys, 1), windows=torch.tensor([5, 30, 60, 90]))
+        geometry, unseen = case.geometry(keys, 1), 400  # where the third document begins
+        if by == "windows":
+            geometry, unseen = replace(geometry, windows=torch.tensor([5, 30, 60, 90])), keys - queries - 90 + 1
         inputs = case.inputs(queries, keys, 1, torch.float32)
         exact = differentiated(reference_attention, inputs, geometry)
-        unseen = keys - queries - 90 + 1  # of no query; whatever document, whole tiles are read
-        if documents > 1:
-            assert geometry.starts is not None
-            unseen = max(unseen, int(geometry.starts[0, keys - queries]))
         for x in inputs[1:3]:
             x[:, :unseen] = math.nan
         for name, tensor in differentiated(tiled_attention, inputs, geometry).items():
             torch.testing.assert_close(tensor, exact[name], rtol=1e-4, atol=1e-5)
+
+    def test_work_in_windows_grows_with_the_length_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Counted in elements put out; without windows it grows with the square."""
+        monkeypatch.setattr(tiled, "QUERY_TILE", 16)
+        monkeypatch.setattr(tiled, "KEY_CHUNK", 32)
+        growth = {}
+        for windows in (torch.tensor([5, 12, 20, 31]), None):
+            work = []
+            for length in (250, 500):
+                case = Case(alibi_heads=HEADS)
+                inputs = case.inputs(length, length, 1, torch.float32)
+                geometry = replace(case.geometry(length, 1), windows=windows)
+                with _Elements() as count:
+                    differentiated(tiled_attention, inputs, geometry)
+                work.append(count.total)
+            growth[windows is not None] = work[1] / work[0]
+        assert growth[True] < 2.3
+        assert growth[False] > 3
 
     @pytest.mark.parametrize("queries", [1, 500])
     def test_gradients_of_unseen_keys_are_zero(self, queries: int) -> None:
@@ -379,15 +395,17 @@ class TestWhatIsSkipped:
             assert (grads[name][:, unseen:] != 0).any(-1).all()
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation put out."""
+class _Elements(TorchDispatchMode):
+    """Of all tensors that operations put out: how many in all, and in the largest."""
 
-    elements = 0
+    total = largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self.elements = max(self.elements, *sizes, 0) if sizes else self.elements
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.total += tensor.numel()
+                self.largest = max(self.largest, tensor.numel())
         return out
 
 
@@ -396,10 +414,10 @@ class _LargestTensor(TorchDispatchMode):
 def test_no_tensor_grows_with_the_square_of_the_length(name: str) -> None:
     case, length = CASES[name], 500
     inputs, geometry = case.inputs(length, length, 1, torch.float32), case.geometry(length, 1)
-    with _LargestTensor() as watch:
+    with _Elements() as count:
         differentiated(tiled_attention, inputs, geometry)
     tables, queries = 3 * length * DIM_HEAD, length * HEADS * DIM_HEAD
-    assert watch.elements <= max(tables, queries, HEADS * tiled.QUERY_TILE * tiled.KEY_CHUNK) < length * length / 10
+    assert count.largest <= max(tables, queries, HEADS * tiled.QUERY_TILE * tiled.KEY_CHUNK) < length * length / 10
 
 
 @DTYPES
