@@ -14,6 +14,7 @@ WRITE = end="$$(printf '\n\n\n.')"; $(BIN)/andromeda generate runs/verse --stop 
 demo: $(VENV)/installed-train
 	$(BIN)/andromeda train recipes/verse.yaml
 	$(BIN)/andromeda eval runs/verse --text examples/verse/validation.txt --lengths 256,1024,4096
+	@echo "loss curve: runs/verse/loss.png"
 	@$(WRITE) --prompt "THE SEA" --seed 1
 	@$(WRITE) --prompt "TO THE MOON" --seed 2
 

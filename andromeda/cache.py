@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Cache:
-    """Keys (neither rotated nor decayed), values, and the last tokens before each token shift.
+    """Keys (neither rotated nor decayed), values, and the last tokens before each token shift. Gradients stop here.
 
     A forward pass appends to every block and then commits with `advance`, so a pass that is broken off
     leaves the cache as it was.
@@ -18,7 +18,8 @@ class Cache:
 
     def __init__(self) -> None:
         self.length = 0
-        self.windows: list[Tensor | None] | None = None  # of each block; the weights do not change while a cache lives
+        # block -> what follows from its weights, which do not change while a cache lives
+        self.certificates: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         self._keys: dict[int, Tensor] = {}  # block -> (B, capacity, kv_heads, dim_head)
         self._values: dict[int, Tensor] = {}
         self._shifts: dict[tuple[int, int], Tensor] = {}  # (block, slot) -> (B, shift_tokens, dim)
@@ -35,7 +36,7 @@ class Cache:
                 if held is not None:
                     grown[:, : self.length] = held[:, : self.length]
                 store[block] = held = grown
-            held[:, self.length : end] = new
+            held[:, self.length : end] = new.detach()
         return self._keys[block][:, :end], self._values[block][:, :end]
 
     def shift_state(self, block: int, slot: int) -> Tensor | None:

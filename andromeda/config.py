@@ -55,7 +55,7 @@ class AndromedaConfig:
     parallel_blocks: bool = True  # attention and feed-forward side by side
     ff_mult: int = 4
     ff_activation: str = "relu2"
-    tie_embeddings: bool = True  # the output projection is the embedding
+    tie_embeddings: bool = False  # True: the output projection is the embedding (saves memory, learns worse)
     xpos_scale_base: float | None = None  # tokens; None: max(512, max_seq_len / 16)
     rotary_base: float = 10000.0
     position_interpolation: float = 1.0  # rotary distances are divided by it

@@ -53,6 +53,9 @@ class AndromedaEmbedding(nn.Embedding):
     def __init__(self, config: AndromedaConfig) -> None:
         super().__init__(config.num_tokens, config.dim)
 
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=EMBEDDING_STD)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -91,13 +94,11 @@ class Attention(nn.Module):
         q, k = self._normalise(q, k)
         if step.q_scale is not None:
             q = q * step.q_scale.to(q.dtype)
-        bounds, windows = self._bounds(q.dtype, step), None
+        bounds, windows = self._certificate(q.dtype, step.cache)
+        if bounds is not None and step.q_scale is not None:
+            bounds = bounds * step.q_scale.amax((0, 1))[:, 0]
         if step.cache is not None:
-            if step.cache.windows is not None:
-                windows = step.cache.windows[self.block]
             k, v = step.cache.append(self.block, k, v)
-        if windows is None:
-            windows = self.windows(q.dtype)
         geometry = replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
         return self.to_out(attention(q, k, v, geometry, flash=config.attn_flash).flatten(2))
 
@@ -131,12 +132,18 @@ class Attention(nn.Module):
         assert bounds is not None
         return positions.certified_windows(bounds, self.slopes.double(), self.config.window_epsilon)
 
-    def _bounds(self, dtype: torch.dtype, step: Pass) -> Tensor | None:
-        """The same, with the log-n temperature counted in."""
-        bounds = self.bounds(dtype)
-        if bounds is None or step.q_scale is None:
-            return bounds
-        return bounds * step.q_scale.detach().amax((0, 1))[:, 0]
+    def _certificate(self, dtype: torch.dtype, cache: Cache | None) -> tuple[Tensor | None, Tensor | None]:
+        """Bounds and windows, computed once for a cache."""
+        if cache is None:
+            return self.bounds(dtype), self.windows(dtype)
+        if self.block not in cache.certificates:
+            cache.certificates[self.block] = self.bounds(dtype), self.windows(dtype)
+        return cache.certificates[self.block]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
+        super()._apply(fn, recurse)
+        self.reset_buffers()  # a change of precision is not to round the slopes
+        return self
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -144,13 +151,13 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = F.relu(x)
         ctx.save_for_backward(x)
+        x = F.relu(x)
         return x * x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return (grads[0] * ctx.saved_tensors[0]).mul_(2)
+        return (grads[0] * F.relu(ctx.saved_tensors[0])).mul_(2)
 
 
 class FeedForward(nn.Module):
@@ -239,7 +246,7 @@ class Andromeda(nn.Module):
                 f"model: tie_embeddings=True needs an embedding with a weight of ({config.num_tokens}, {config.dim}), "
                 f"which {type(self.embedding).__name__} does not have; set tie_embeddings=False"
             )
-        self.reset_parameters(embedding=embedding_provider is None)
+        self.reset_parameters()
 
     def forward(
         self,
@@ -254,8 +261,8 @@ class Andromeda(nn.Module):
         Args:
             ids: (B, T) token ids.
             cache: what came before; it is extended by these tokens.
-            documents: (B, T) integers, equal within a document of a packed sequence, which sees only itself;
-                not together with a cache that holds tokens.
+            documents: (B, T) integers, equal within a document of a packed sequence, which sees only itself; not
+                together with a cache.
 
         Raises:
             AndromedaError: a token id out of range (on CPU), or a position beyond a learned table.
@@ -267,8 +274,8 @@ class Andromeda(nn.Module):
         """Output of the last block, normalised: (B, T, dim). Arguments as in `forward`."""
         self._check_ids(ids)
         held = 0 if cache is None else cache.length
-        if documents is not None and held:
-            raise AndromedaError("model: documents cannot be continued from a cache; a cache holds one document")
+        if documents is not None and cache is not None:
+            raise AndromedaError("model: a cache holds one document; give it none together with documents")
         starts = None if documents is None else document_starts(documents)
         x = self.embedding(ids)
         if self.config.use_abs_pos_emb:
@@ -277,8 +284,6 @@ class Andromeda(nn.Module):
         for block in self.blocks:
             x = block(x, step)
         if cache is not None:
-            if cache.windows is None:
-                cache.windows = [block.attention.windows(x.dtype) for block in self.blocks]
             cache.advance(ids.shape[1])
         return self.norm(x)
 
@@ -339,8 +344,12 @@ class Andromeda(nn.Module):
             q_scale = torch.where(is_global, factor, 1.0)
         return Pass(Geometry(rotary=positions.rotary(config), starts=starts), q_scale, cache)
 
-    def reset_parameters(self, embedding: bool = True) -> None:
-        """Initialises the weights: DeepNorm's gains (Wang et al. 2022, section 3), or GPT-2's for pre-norm."""
+    def reset_parameters(self) -> None:
+        """Initialises all weights but the embedding's.
+
+        With DeepNorm's gains (Wang et al. 2022, section 3); for pre-norm what is added to the residual is scaled down
+        by its depth, as GPT-2's.
+        """
         config = self.config
         beta = config.deepnorm_beta if config.deepnorm else (2 * config.depth) ** -0.5
         for block in self.blocks:
@@ -351,11 +360,10 @@ class Andromeda(nn.Module):
             nn.init.xavier_normal_(block.attention.to_out.weight, gain=beta)
             nn.init.xavier_normal_(block.feed_forward.up.weight, gain=beta if config.deepnorm else 1.0)
             nn.init.xavier_normal_(block.feed_forward.down.weight, gain=beta)
-        tables = [cast(Tensor, self.embedding.weight)] if embedding and hasattr(self.embedding, "weight") else []
-        tables += [self.position_embedding.weight] if config.use_abs_pos_emb else []
-        tables += [] if config.tie_embeddings else [self.to_logits.weight]
-        for table in tables:
-            nn.init.normal_(table, std=EMBEDDING_STD)
+        if config.use_abs_pos_emb:
+            nn.init.normal_(self.position_embedding.weight, std=EMBEDDING_STD)
+        if not config.tie_embeddings:
+            nn.init.normal_(self.to_logits.weight, std=EMBEDDING_STD)
 
 
 def document_starts(documents: Tensor) -> Tensor:
@@ -369,8 +377,8 @@ def document_starts(documents: Tensor) -> Tensor:
 def _build_embedding(config: AndromedaConfig) -> nn.Module:
     if config.embedding_provider not in EMBEDDING_PROVIDERS:
         raise AndromedaError(
-            f"model: embedding_provider={config.embedding_provider!r} is not registered (known: "
-            f"{', '.join(EMBEDDING_PROVIDERS)}); register it with andromeda.model.register_embedding, or pass the module"
+            f"model: embedding_provider={config.embedding_provider!r} is not one of {', '.join(EMBEDDING_PROVIDERS)}; "
+            "register it with andromeda.model.register_embedding, or pass the module"
         )
     return EMBEDDING_PROVIDERS[config.embedding_provider](config)
 

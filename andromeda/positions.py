@@ -77,8 +77,8 @@ def logit_bounds(q_gain: Tensor, k_gain: Tensor, temperature: float) -> Tensor:
 def certified_windows(bounds: Tensor, slopes: Tensor, epsilon: float) -> Tensor:
     """Tokens each head must see, itself included, so that the softmax mass it leaves out is at most epsilon.
 
-    With |q.k| <= B the mass beyond distance w is at most e^(2B - m*w) / (1 - e^-m), hence
-    w >= (2B - ln(epsilon) - ln(1 - e^-m)) / m. See docs/attention.md for the proof.
+    With |q.k| <= B the mass at distances of w and more is at most e^(2B - m*w), hence w >= (2B - ln(epsilon)) / m.
+    See docs/attention.md for the proof.
 
     Args:
         bounds, slopes: (heads,); a slope of 0 is a head that reaches everywhere.
@@ -87,7 +87,7 @@ def certified_windows(bounds: Tensor, slopes: Tensor, epsilon: float) -> Tensor:
         (heads,) int64 on the bounds' device, computed without a host synchronisation.
     """
     slope = slopes.double().clamp(min=1e-30)
-    reach = (2 * bounds.double() - math.log(epsilon) - torch.log(-torch.expm1(-slope))) / slope
+    reach = (2 * bounds.double() - math.log(epsilon)) / slope
     everywhere = (slopes == 0) | (reach >= NO_WINDOW)
     return torch.where(everywhere, NO_WINDOW, reach.ceil().clamp(min=1, max=NO_WINDOW)).to(torch.int64)
 

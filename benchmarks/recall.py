@@ -30,23 +30,24 @@ from andromeda.model import Andromeda
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED = 512  # tokens
-PAIRS = 16
-KEYS, VALUES, NOISE = 128, 128, 256  # vocabulary of each kind, in this order
-BATCH = 32
-WARMUP = 200
+SHORTEST = 64  # tokens that training begins with
+PAIRS = 8
+KEYS, VALUES, NOISE = 64, 64, 128  # vocabulary of each kind, in this order
+BATCH = 16
+WARMUP = 100
 CHUNK = 32768  # tokens read at once when asked
 
 BASE: dict[str, Any] = dict(
-    num_tokens=KEYS + VALUES + NOISE, max_seq_len=TRAINED, dim=256, depth=2, dim_head=32, heads=8, alibi_num_heads=4
+    num_tokens=KEYS + VALUES + NOISE, max_seq_len=TRAINED, dim=128, depth=2, dim_head=32, heads=4, alibi_num_heads=2
 )
 LLAMA_LIKE: dict[str, Any] = dict(
     alibi_pos_bias=False, rotary_heads="all", rotary_xpos=False, shift_tokens=0, log_n_temperature=False, qk_norm=False,
     attn_qk_norm=False, attn_qk_norm_dim_scale=False, deepnorm=False, parallel_blocks=False, ff_activation="silu",
 )  # fmt: skip
 CONTENDERS: dict[str, tuple[dict[str, Any], float]] = {  # what differs, and the learning rate
-    "default": ({}, 2e-3),
-    "default without log-n": ({"log_n_temperature": False}, 2e-3),
-    "rotary and xPos on all heads": ({"rotary_heads": "all"}, 2e-3),
+    "default": ({}, 4e-3),
+    "default without log-n": ({"log_n_temperature": False}, 4e-3),
+    "rotary and xPos on all heads": ({"rotary_heads": "all"}, 4e-3),
     "Llama-like": (LLAMA_LIKE, 1e-3),
 }
 
@@ -75,6 +76,12 @@ def sequences(count: int, length: int, generator: torch.Generator) -> Tensor:
     return ids
 
 
+def training_length(progress: float) -> int:
+    """Tokens a sequence: SHORTEST for a third of the steps, TRAINED for the last third, growing evenly between."""
+    growth = min(max(3 * progress - 1, 0.0), 1.0)
+    return SHORTEST + 16 * int((TRAINED - SHORTEST) // 16 * growth)
+
+
 def train(model: Andromeda, steps: int, rate: float, seed: int, device: torch.device, label: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
@@ -82,7 +89,8 @@ def train(model: Andromeda, steps: int, rate: float, seed: int, device: torch.de
         scale = min(1.0, (step + 1) / WARMUP) * min(1.0, 2 * (1 - step / steps) + 0.02)
         for group in optimizer.param_groups:
             group["lr"] = rate * scale
-        ids = sequences(BATCH, TRAINED, generator).to(device)
+        length = training_length(step / steps)
+        ids = sequences(BATCH, length, generator).to(device)
         hidden = model.hidden(ids[:, :-1])[:, -2 * PAIRS + 1 :: 2]  # at the keys asked
         loss = F.cross_entropy(model.logits(hidden).flatten(0, 1), ids[:, -2 * PAIRS + 1 :: 2].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -143,7 +151,7 @@ def run(job: Job) -> Result:
     return result
 
 
-def table(results: list[Result], lengths: list[int]) -> str:
+def table(results: list[Result], lengths: tuple[int, ...]) -> str:
     lines = [f"| accuracy at | {' | '.join(f'{n:,}' for n in lengths)} |", "|---|" + "---:|" * len(lengths)]
     lines += [f"| {r.name}, seed {r.seed} | {' | '.join(f'{r.accuracy[n]:.3f}' for n in lengths)} |" for r in results]
     return "\n".join(lines)

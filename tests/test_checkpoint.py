@@ -249,7 +249,7 @@ class ScaledAgain(Scaled):
 def provided(monkeypatch: pytest.MonkeyPatch) -> AndromedaConfig:
     monkeypatch.setitem(EMBEDDING_PROVIDERS, "Scaled", Scaled)
     monkeypatch.setitem(EMBEDDING_PROVIDERS, "ScaledAgain", ScaledAgain)
-    return replace(SMALL, embedding_provider="ScaledAgain")
+    return replace(SMALL, embedding_provider="ScaledAgain", tie_embeddings=True)
 
 
 def test_a_registered_embedding(tmp_path: Path, provided: AndromedaConfig) -> None:

@@ -52,7 +52,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "narrow_ff": {"ff_mult": 1},
     "gelu": {"ff_activation": "gelu"},
     "silu": {"ff_activation": "silu"},
-    "untied": {"tie_embeddings": False},
+    "tied": {"tie_embeddings": True},
     "default_xpos_scale": {"xpos_scale_base": None},
     "rotary_base": {"rotary_base": 100.0},
     "interpolation": {"position_interpolation": 3.0},
@@ -272,7 +272,7 @@ class TestPackedDocuments:
 
     def test_token_losses_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of logits never held at once: the same losses and gradients."""
-        model, ids = build("untied"), some_ids()
+        model, ids = build("tied"), some_ids()
         targets = ids.roll(-1, 1)
         results = []
         for rows in (1000, 7):
@@ -308,9 +308,7 @@ class TestNothingSeesAhead:
 
 
 class TestFlagsHaveTheirEffect:
-    @pytest.mark.parametrize(
-        "flags", sorted(set(FLAGS) - {"default", "attn_flash_off", "attn_qk_norm_alone", "untied"})
-    )
+    @pytest.mark.parametrize("flags", sorted(set(FLAGS) - {"default", "attn_flash_off", "attn_qk_norm_alone", "tied"}))
     def test_each_flag_changes_the_logits(self, flags: str) -> None:
         """On the weights that the two models share."""
         model, default, ids = build(flags), build(), some_ids()
@@ -355,7 +353,7 @@ class TestFlagsHaveTheirEffect:
 
 class TestItLearns:
     @ALL_FLAGS
-    @pytest.mark.parametrize("extra", [{}, {"tie_embeddings": False}], ids=["tied", "untied"])
+    @pytest.mark.parametrize("extra", [{"tie_embeddings": True}, {}], ids=["tied", "untied"])
     def test_every_parameter_gets_a_gradient(self, flags: str, extra: dict[str, Any]) -> None:
         torch.manual_seed(0)
         model = Andromeda(AndromedaConfig(**{**BASE, **FLAGS[flags], **extra}))
@@ -366,6 +364,27 @@ class TestItLearns:
             dead = (grad == 0).flatten(1).all(1) if grad.dim() > 1 and "embedding" not in name else grad == 0
             assert not dead.all(), f"{name} never learns"
             assert dead.float().mean() < 0.5, f"{int(dead.sum())} of {len(dead)} rows of {name} never learn"
+
+    @ALL_FLAGS
+    def test_gradients_are_differences(self, flags: str) -> None:
+        """Of each parameter, along a random direction: what the loss does, not what another path says."""
+        model, ids = build(flags), some_ids()
+
+        def loss() -> Tensor:
+            return model(ids).logsumexp(-1).mean()
+
+        loss().backward()
+        step = 1e-6
+        for name, grad in gradients(model).items():
+            parameter, direction = model.get_parameter(name), torch.randn_like(grad)
+            with torch.no_grad():
+                ends = []
+                for sign in (1, -2):  # to +step, then to -step
+                    parameter.add_(direction, alpha=sign * step)
+                    ends.append(loss().item())
+                parameter.add_(direction, alpha=step)
+            expected = (grad * direction).sum().item()
+            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=1e-4, abs=1e-7), name
 
     @ALL_FLAGS
     def test_it_fits_a_line(self, flags: str) -> None:
@@ -404,15 +423,12 @@ class TestItLearns:
         torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.2)
 
     @pytest.mark.parametrize("activation", ["relu2", "gelu", "silu"])
-    def test_second_derivatives_are_right_or_refused(self, activation: str) -> None:
-        """Gradients of gradients, of a penalty, say: never a number that is wrong."""
+    def test_second_derivatives_are_right(self, activation: str) -> None:
+        """Gradients of gradients, of a penalty, say."""
         torch.manual_seed(0)
         feed_forward = block_of(build({"ff_activation": activation})).feed_forward
         x = torch.randn(3, 24, dtype=torch.float64, requires_grad=True)
-        try:
-            assert torch.autograd.gradgradcheck(feed_forward, (x,))
-        except RuntimeError as refused:
-            assert "once_differentiable" in str(refused)
+        assert torch.autograd.gradgradcheck(feed_forward, (x,))
 
     def test_bfloat16_keeps_the_slopes(self) -> None:
         """2^-0.5 is no bfloat16; rounded, the bias at a distance is another than the trained one."""
@@ -546,26 +562,28 @@ class TestEmbeddingProvider:
         """What a provider was given, vectors trained elsewhere, say, is not drawn anew."""
         vectors = torch.randn(31, 24)
         register_embedding("Pretrained")(lambda _: nn.Embedding.from_pretrained(vectors.clone(), freeze=False))
-        assert torch.equal(Andromeda(self.config(embedding_provider="Pretrained")).output_weight, vectors)
+        assert torch.equal(
+            Andromeda(self.config(embedding_provider="Pretrained", tie_embeddings=True)).output_weight, vectors
+        )
 
     def test_a_module_that_can_be_tied_is(self) -> None:
         mine = nn.Embedding(31, 24)
         vectors = mine.weight.detach().clone()
-        model = Andromeda(self.config(), mine)
+        model = Andromeda(self.config(tie_embeddings=True), mine)
         assert model.output_weight is mine.weight
         assert torch.equal(mine.weight, vectors)
 
     def test_an_unknown_name_is_named(self) -> None:
-        with pytest.raises(AndromedaError, match=r"embedding_provider='Nomic'.*known: AndromedaEmbedding"):
+        with pytest.raises(AndromedaError, match=r"embedding_provider='Nomic'.*one of AndromedaEmbedding"):
             Andromeda(self.config(embedding_provider="Nomic"))
 
     def test_what_cannot_be_tied_is_refused(self) -> None:
         for wrong in (Doubled(self.config()), nn.Embedding(30, 24), nn.Embedding(31, 25)):
             with pytest.raises(AndromedaError, match=r"tie_embeddings=True.*set tie_embeddings=False"):
-                Andromeda(self.config(), wrong)
+                Andromeda(self.config(tie_embeddings=True), wrong)
 
     def test_tied_and_untied(self) -> None:
-        tied, untied = build(), build("untied")
+        tied, untied = build("tied"), build()
         assert tied.output_weight is tied.embedding.weight
         assert untied.output_weight is not untied.embedding.weight
         assert set(untied.state_dict()) - set(tied.state_dict()) == {"to_logits.weight"}
@@ -629,7 +647,7 @@ def test_cached_windows_are_the_weights_own() -> None:
     model, cache = build(), Cache()
     with torch.no_grad():
         model(some_ids(), cache=cache)
-    assert cache.windows is not None
-    for index, held in enumerate(cache.windows):
-        assert held is not None
-        assert torch.equal(held, block_of(model, index).attention.windows())
+    assert len(cache.certificates) == model.config.depth
+    for index, (_, windows) in cache.certificates.items():
+        assert windows is not None
+        assert torch.equal(windows, block_of(model, index).attention.windows())

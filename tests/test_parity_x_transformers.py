@@ -295,7 +295,9 @@ class TestWhereTheirsDiffers:
 
     def test_their_tied_logits_are_scaled_down(self) -> None:
         """By dim^(-1/2); ours are the products with the embedding as they are."""
-        ours, theirs = logits_of_both(our_model(), their_wrapper(their_decoder(), tie_embedding=True))
+        ours, theirs = logits_of_both(
+            our_model(tie_embeddings=True), their_wrapper(their_decoder(), tie_embedding=True)
+        )
         assert_differs(ours, theirs)
         assert_same(ours, theirs * math.sqrt(DIM))
 

@@ -179,8 +179,12 @@ def _attention_backend(config: AndromedaConfig) -> str:
     """What computes attention on this machine, at the lengths of CONTEXTS."""
     import torch
 
+    from andromeda.kernels import Geometry, choose_backend
+    from andromeda.positions import rotary
+
+    backend = choose_backend(min(CONTEXTS), Geometry(rotary=rotary(config)), flash=config.attn_flash)
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return f"{'tiled' if config.attn_flash else 'reference'} ({place}, torch {torch.__version__})"
+    return f"{backend} ({place}, torch {torch.__version__})"
 
 
 # ---- tables --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -179,8 +180,12 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
         from andromeda.checkpoint import resolve
 
         return Tokenizer.load(resolve(recipe.model_from))
+    documents = read_documents(recipe.data.train_paths)
+    first = next(documents, None)
+    if first is None:
+        raise AndromedaError(f"{', '.join(map(str, recipe.data.train_paths))}: no text; name files that hold some")
     vocab_size = recipe.tokenizer.vocab_size or starting_config(recipe).num_tokens
-    tokenizer = Tokenizer.train(read_documents(recipe.data.train_paths), vocab_size)
+    tokenizer = Tokenizer.train(itertools.chain([first], documents), vocab_size)
     _say(f"tokenizer: trained, {tokenizer.vocab_size:,} tokens")
     return tokenizer
 

@@ -19,7 +19,8 @@ def load_model(directory: str | Path) -> tuple[Andromeda, Tokenizer]:
         AndromedaError: no such directory, a file that is missing or corrupt, or a tokenizer of another model.
     """
     folder = resolve(directory)
-    tokenizer, num_tokens = Tokenizer.load(folder), load_config(folder).num_tokens
+    num_tokens = load_config(folder).num_tokens
+    tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > num_tokens:  # before the weights are read
         raise AndromedaError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only num_tokens={num_tokens}; "

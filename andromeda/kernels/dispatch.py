@@ -35,11 +35,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: boo
         ValueError: shapes that do not fit together.
     """
     check_shapes(q, k, v, geometry)
-    name = _forced.get() or _choose(k.shape[1], geometry, flash)
+    name = _forced.get() or choose_backend(k.shape[1], geometry, flash=flash)
     return BACKENDS[name](q, k, v, geometry)
 
 
-def _choose(keys: int, geometry: Geometry, flash: bool) -> str:
+def choose_backend(keys: int, geometry: Geometry, *, flash: bool = True) -> str:
+    """The name in BACKENDS of what computes attention over so many keys."""
     if not flash:
         return "reference"
     return "short" if is_short(keys, geometry) else "tiled"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
 
-MAX_DECAY_EXPONENT = 20.0  # e^20 leaves room in float32
+MAX_DECAY_EXPONENT = 8.0  # e^8 times a logit leaves room in float16
 
 
 def longest_span(rotary: Rotary | None) -> float:

@@ -9,8 +9,9 @@ keys rotated by j - i0 and decayed by zeta^(i0 - j). Every exponent is bounded b
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,20 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tens
     return out
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The types inside are chosen by hand; autocast would take the products back to low precision."""
+
+    @functools.wraps(function)
+    def run(ctx: Any, first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(ctx, first, *others)
+
+    return run
+
+
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
         walk = _Walk(q, k, v, geometry)
         out = torch.empty_like(q)
@@ -48,7 +61,12 @@ class _TiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; what follows is not recorded, and would count as constant
+            raise RuntimeError(
+                "attention: the tiled path has no second derivatives; take the reference (attn_flash=False)"
+            )
         q, k, v, out, log_sum = ctx.saved_tensors
         walk = _Walk(q, k, v, ctx.geometry)
         gradients = _Gradients(

@@ -61,7 +61,12 @@ def main(recipe: str, folder: Path, kills: int, seed: int) -> None:
     killed = ended = 0
     while killed < kills:
         pid = start(recipe, folder / "killed", folder / "killed.log")
-        time.sleep(moments.uniform(0, seconds))
+        if killed < kills - 1:
+            time.sleep(moments.uniform(0, seconds))
+        else:  # this one comes after a checkpoint, however busy the machine
+            while not list((folder / "killed").glob("checkpoints/step-*")):
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, seconds / 10))
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         if os.WIFSIGNALED(status):

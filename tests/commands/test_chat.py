@@ -31,7 +31,7 @@ TOKENIZER = Tokenizer.train(["The sea, the sea! user assistant\n" * 3], vocab_si
 
 def build(ends: float = 0.0) -> Andromeda:
     """Random weights; `ends` is how far an end of a turn stands out among the tokens."""
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     config = AndromedaConfig(
         num_tokens=TOKENIZER.vocab_size, max_seq_len=64, dim=16, depth=2, dim_head=8, heads=2, alibi_num_heads=1,
         tie_embeddings=False,

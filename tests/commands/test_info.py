@@ -187,7 +187,7 @@ def test_parameters_are_those_of_the_model(model_directory: tuple[Path, Andromed
     info(str(directory), json=str(tmp_path / "out.json"))
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert figures["parameters_without_embedding"] == figures["parameters"] - model.output_weight.numel()
+    assert figures["parameters_without_embedding"] == figures["parameters"] - 2 * model.output_weight.numel()
     assert figures["config"] == TINY.to_dict()
 
 

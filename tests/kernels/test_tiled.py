@@ -6,6 +6,7 @@ The bar is FlashAttention's: against a float64 truth, at most twice the error of
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -262,6 +263,22 @@ def test_any_geometry(drawn: tuple[list[Tensor], Geometry, int, int]) -> None:
                 torch.testing.assert_close(ours[name], exact[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("chunk", [3, 64])
+@pytest.mark.parametrize("tile", [2, 5, 64])
+def test_every_pair_of_windows_at_every_length(tile: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads that walk together, and each edge of a window at each edge of a tile and a chunk."""
+    monkeypatch.setattr(tiled, "QUERY_TILE", tile)
+    monkeypatch.setattr(tiled, "KEY_CHUNK", chunk)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 9, 2, 2, dtype=torch.float64)
+    for keys in range(1, 10):
+        for windows in itertools.product(range(1, keys + 1), repeat=2):
+            geometry = Geometry(windows=torch.tensor(windows))
+            inputs = q[:, :keys], k[:, :keys, :1], v[:, :keys, :1]
+            exact = reference_attention(*inputs, geometry)
+            torch.testing.assert_close(tiled_attention(*inputs, geometry), exact, rtol=1e-11, atol=1e-11)
+
+
 def test_gradcheck_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled, "QUERY_TILE", 3)
     monkeypatch.setattr(tiled, "KEY_CHUNK", 4)
@@ -289,8 +306,8 @@ class TestDispatch:
         assert self.keys_taken_short(Geometry(), monkeypatch) == [1, 2, 30, 31, 32, MAX_KEYS]
 
     def test_unless_a_key_ahead_of_the_first_would_grow_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """exp(20) is the most that xPos may scale a key by: some 31 tokens of zeta = 0.4/1.4 every 2 tokens."""
-        rotary = Rotary(2, DIM_HEAD // 2, xpos_scale=2.0)
+        """exp(8) is the most that xPos may scale a key by: some 31 tokens of zeta = 0.4/1.4 every 5 tokens."""
+        rotary = Rotary(2, DIM_HEAD // 2, xpos_scale=5.0)
         assert self.keys_taken_short(Geometry(rotary=rotary), monkeypatch) == [1, 2, 30, 31]
 
     def test_the_short_path_refuses_many_keys(self) -> None:
@@ -303,9 +320,8 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
     case = CASES["default"]
     q, k, v, dout = case.inputs(5, 5, 1, torch.float64)
     q.requires_grad_()
-    (dq,) = torch.autograd.grad(tiled_attention(q, k, v, case.geometry(5, 1)), q, dout, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(dq.square().sum(), q)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(tiled_attention(q, k, v, case.geometry(5, 1)), q, dout, create_graph=True)
 
 
 class TestExtremes:
@@ -381,7 +397,7 @@ class TestWhatIsSkipped:
                     differentiated(tiled_attention, inputs, geometry)
                 work.append(count.total)
             growth[windows is not None] = work[1] / work[0]
-        assert growth[True] < 2.3
+        assert growth[True] < 2.1
         assert growth[False] > 3
 
     @pytest.mark.parametrize("queries", [1, 500])

@@ -67,7 +67,7 @@ def test_only_matrices_decay(model: Andromeda, recipe: MakeRecipe) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, parameter in model.named_parameters():
-        decays = name.endswith(("to_qkv.weight", "to_out.weight", "up.weight", "down.weight"))
+        decays = name.endswith(("to_qkv.weight", "to_out.weight", "up.weight", "down.weight", "to_logits.weight"))
         expected = before[name] * (1 - 0.1 * 0.5) if decays else before[name]
         torch.testing.assert_close(parameter.detach(), expected)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
