@@ -15,8 +15,8 @@ demo: $(VENV)/installed-train
 	$(BIN)/andromeda train recipes/verse.yaml
 	$(BIN)/andromeda eval runs/verse --text examples/verse/validation.txt --lengths 256,1024,4096
 	@echo "loss curve: runs/verse/loss.png"
-	@$(WRITE) --prompt "THE SEA" --seed 1
-	@$(WRITE) --prompt "TO THE MOON" --seed 2
+	@$(WRITE) --prompt "$$(printf 'THE SEA\n\nThe')" --seed 1
+	@$(WRITE) --prompt "$$(printf 'TO THE MOON\n\nO')" --seed 2
 
 test: $(VENV)/installed-test
 	$(PYTEST) -n 2
