@@ -68,6 +68,10 @@ def measure(who: str, length: int) -> dict[str, float] | None:
     return None
 
 
+def _cells(figures: dict[str, float] | None) -> str:
+    return f"{figures['bytes'] / GIB:.2f} | {figures['seconds']:.1f}" if figures else f"> {LIMIT / GIB:.0f} | -"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens, with commas")
@@ -82,11 +86,10 @@ def main() -> None:
     print("| tokens | Andromeda nano, GiB | seconds | x-transformers, GiB | seconds |\n|---:|---:|---:|---:|---:|")
     for length in lengths:
         ours = measure("andromeda", length)
-        peer = measure("x-transformers", length) if length <= PEER_STOPS else None
-        cells = [
-            f"{f['bytes'] / GIB:.2f} | {f['seconds']:.1f}" if f else f"> {LIMIT / GIB:.0f} | -" for f in (ours, peer)
-        ]
-        print(f"| {length:,} | {cells[0]} | {cells[1]} |", flush=True)
+        tried = length <= PEER_STOPS
+        peer = measure("x-transformers", length) if tried else None
+        theirs = _cells(peer) if tried else "not run | -"
+        print(f"| {length:,} | {_cells(ours)} | {theirs} |", flush=True)
         rows.append({"tokens": length, "andromeda": ours, "x-transformers": peer})
     print(f"\n{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     if args.json:
