@@ -33,7 +33,7 @@ TRAINED = 512  # tokens
 SHORTEST = 64  # tokens that training begins with
 PAIRS = 8
 KEYS, VALUES, NOISE = 64, 64, 128  # vocabulary of each kind, in this order
-BATCH = 16
+BATCH = 32
 WARMUP = 100
 CHUNK = 32768  # tokens read at once when asked
 
@@ -45,9 +45,9 @@ LLAMA_LIKE: dict[str, Any] = dict(
     attn_qk_norm=False, attn_qk_norm_dim_scale=False, deepnorm=False, parallel_blocks=False, ff_activation="silu",
 )  # fmt: skip
 CONTENDERS: dict[str, tuple[dict[str, Any], float]] = {  # what differs, and the learning rate
-    "default": ({}, 4e-3),
-    "default without log-n": ({"log_n_temperature": False}, 4e-3),
-    "rotary and xPos on all heads": ({"rotary_heads": "all"}, 4e-3),
+    "default": ({}, 2e-3),
+    "default without log-n": ({"log_n_temperature": False}, 2e-3),
+    "rotary and xPos on all heads": ({"rotary_heads": "all"}, 2e-3),
     "Llama-like": (LLAMA_LIKE, 1e-3),
 }
 
@@ -180,7 +180,7 @@ def plot(results: list[Result], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--lengths", default="512,4096,16384,131072")
     parser.add_argument("--only", choices=list(CONTENDERS), help="one contender")
