@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class Prefill:
         self.reason = why_not(self.config, precision, self.device)
         self.graph = graph and self.device.type == "cuda"
         self._space: tuple[tuple[int, int, int], _Space] | None = None
-        self._recorded: tuple[tuple[int, int], torch.cuda.CUDAGraph, Tensor, Tensor] | None = None
+        self._recorded: tuple[tuple[int, int], torch.cuda.CUDAGraph, Tensor, Tensor, _Space] | None = None
         if self.reason is None:
             on_gpu = self.device.type == "cuda" and precision != "fp32"
             self.dtype = torch.bfloat16 if on_gpu or precision == "bf16" else torch.float32
@@ -131,6 +131,22 @@ class Prefill:
             if self.graph and cache is None:
                 return self._replay(ids)
             return self._run(ids, cache)
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Output of the last block for all tokens, normalised: (B, T, dim). For measures of quality."""
+        if self.reason is not None:
+            return self.model.hidden(ids)
+        from andromeda.kernels.pointwise import from_delayed_rows
+
+        with self._on_device():
+            step = self._begin(ids, None)
+            for n in range(self.config.depth):
+                self._block(n, step)
+            x = from_delayed_rows(step.space.x, self.config.shift_tokens, 0, step.tokens)
+            if not self.config.deepnorm:
+                x = x + step.space.out[:, : step.tokens]
+            return self.model.norm(x.to(self.model.output_weight.dtype))
 
     # ---- weights ---------------------------------------------------------------------------------
 
@@ -159,16 +175,19 @@ class Prefill:
     # ---- one prompt ------------------------------------------------------------------------------
 
     def _run(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        held, (batch, tokens) = 0 if cache is None else cache.length, ids.shape
-        space = self._memory(batch, tokens, held)
-        step = _Step(space, tokens, held, cache)
-        self._enter(ids, step)
+        step = self._begin(ids, cache)
         for n in range(self.config.depth - 1):
             self._block(n, step)
         hidden = self._last_block(step)
         if cache is not None:
-            cache.advance(tokens)
+            cache.advance(step.tokens)
         return self.model.logits(hidden.to(self.model.output_weight.dtype))
+
+    def _begin(self, ids: Tensor, cache: Cache | None) -> _Step:
+        held, (batch, tokens) = 0 if cache is None else cache.length, ids.shape
+        step = _Step(self._memory(batch, tokens, held), tokens, held, cache)
+        self._enter(ids, step)
+        return step
 
     def _memory(self, batch: int, tokens: int, held: int) -> _Space:
         shape = batch, tokens, held
@@ -234,39 +253,69 @@ class Prefill:
                 space.h_scales[0].copy_((x.abs().amax().float() / E4M3_MAX).clamp(min=1e-30))
             to_delayed_rows((x / space.h_scales[0]).to(E4M3).view(torch.uint8), shift, space.h8.view(torch.uint8))
 
+    def _stages(self, n: int, step: _Step) -> dict[str, Callable[[], object]]:
+        """What block n does, in this order."""
+        return {
+            "product in": lambda: self._product_in(n, step),
+            "prepare": lambda: self._keys(n, self._queries(step), step),
+            "attention": lambda: self._attention(n, step),
+            "activation": lambda: self._activate(n, step),
+            "product out": lambda: self._product_out(n, step),
+            "add, norm, shift": lambda: self._add(n, step),
+        }
+
     def _block(self, n: int, step: _Step) -> None:
+        for stage in self._stages(n, step).values():
+            stage()
+
+    def _product_in(self, n: int, step: _Step) -> None:
+        h, layer, space = self._input(n, step.space), self._layers[n], step.space
+        self._pass_on(n, h, step)
+        layer.inward.product(h.flatten(0, 1)[: step.rows], step.fused, space.h_scales[n] if space.h_scales else None)
+
+    def _queries(self, step: _Step) -> Tensor:
+        """(B, T, H, D) where they are."""
+        config = self.config
+        return step.space.fused[:, : step.tokens, : config.heads * config.dim_head].unflatten(-1, (config.heads, -1))
+
+    def _attention(self, n: int, step: _Step) -> None:
+        q = self._queries(step)
+        _attend(q, step.space.keys, step.values[n], self._geometry(n, step), q)
+
+    def _activate(self, n: int, step: _Step) -> None:
         from andromeda.kernels import pointwise
 
-        config, layer, space = self.config, self._layers[n], step.space
-        inner, _ = self._columns
-        h = self._input(n, space)
-        self._pass_on(n, h, step)
-        rows = space.fused.flatten(0, 1)[: step.rows]
-        layer.inward.product(h.flatten(0, 1)[: step.rows], rows, space.h_scales[n] if space.h_scales else None)
-        q = space.fused[:, : step.tokens, : config.heads * config.dim_head].unflatten(-1, (config.heads, -1))
-        keys, v = self._keys(n, q, step)
-        _attend(q, keys, v, self._geometry(n, step), q)
-        out = space.out.flatten(0, 1)[: step.rows]
-        if space.act8 is None:
-            pointwise.activate(rows[:, config.heads * config.dim_head : inner], config.ff_activation)
-            layer.outward.product(rows[:, :inner], out)
-        else:
-            assert space.act_scales is not None
-            plain, act8 = config.heads * config.dim_head, space.act8[: step.rows]
-            pointwise.activate_to_fp8(rows[:, :inner], plain, config.ff_activation, act8, space.act_scales.flatten())
-            layer.outward.product(act8, out, space.one)
-        self._add(n, step)
+        config, space, (inner, _) = self.config, step.space, self._columns
+        plain = config.heads * config.dim_head
+        if self._layers[n].outward.scale is None:
+            pointwise.activate(step.fused[:, plain:inner], config.ff_activation)
+            return
+        assert space.act8 is not None and space.act_scales is not None
+        pointwise.activate_to_fp8(
+            step.fused[:, :inner], plain, config.ff_activation, space.act8[: step.rows], space.act_scales.flatten()
+        )
+
+    def _product_out(self, n: int, step: _Step) -> None:
+        space, outward, out = step.space, self._layers[n].outward, step.space.out.flatten(0, 1)[: step.rows]
+        a = (
+            step.fused[:, : self._columns[0]]
+            if outward.scale is None or space.act8 is None
+            else space.act8[: step.rows]
+        )
+        outward.product(a, out, space.one)  # the scales of rows wait for `_add`
 
     def _add(self, n: int, step: _Step) -> None:
         """Residual and LayerNorm; what comes out stands where block n + 1 looks for it."""
         from andromeda.kernels import pointwise
 
         config, space = self.config, step.space
-        target = self._input(n + 1, space)
+        if n == config.depth - 1 and not config.deepnorm:
+            return
+        target, scaled = self._input(n + 1, space), self._layers[n].outward.scale is not None
         pointwise.add_norm_shift(
             space.x, space.out, self._layers[n if config.deepnorm else n + 1].norm,
             shift=config.shift_tokens, alpha=config.deepnorm_alpha if config.deepnorm else 1.0,
-            eps=self.model.blocks[n].norm.eps, post=config.deepnorm, o_scale=space.act_scales,
+            eps=self.model.blocks[n].norm.eps, post=config.deepnorm, o_scale=space.act_scales if scaled else None,
             h=None if target is space.x else target, h_scale=space.h_scales[n + 1] if target is space.h8 else None,
         )  # fmt: skip
 
@@ -305,20 +354,20 @@ class Prefill:
                 before[:, shift - i : shift - i + rows, part].contiguous()
             )
 
-    def _keys(self, n: int, q: Tensor | None, step: _Step) -> tuple[Tensor, Tensor]:
-        """Prepares q in place; all keys as the kernel takes them, and all values (B, S, kv_heads, D)."""
+    def _keys(self, n: int, q: Tensor | None, step: _Step) -> None:
+        """Prepares q in place and all keys as the kernel takes them; finds all values."""
         config, layer, keys = self.config, self._layers[n], step.space.keys
         inner, columns = self._columns
         kv = step.space.fused[:, : step.tokens, inner:columns].unflatten(-1, (2 * config.kv_heads, config.dim_head))
         k, v = kv.split(config.kv_heads, dim=2)
         self._prepare(q, k, keys, layer, step.held, step)
+        step.values[n] = v
         if step.cache is None:
-            return keys, v
+            return
         all_k, all_v = step.cache.append(n, keys[0, :, :, step.held :].transpose(1, 2), v)
-        if step.held == 0:
-            return keys, v
-        self._prepare(None, all_k[:, : step.held], keys, None, 0, step)
-        return keys, all_v
+        if step.held > 0:
+            self._prepare(None, all_k[:, : step.held], keys, None, 0, step)
+            step.values[n] = all_v
 
     def _prepare(
         self, q: Tensor | None, k: Tensor | None, keys: Tensor, layer: _Layer | None, offset: int, step: _Step
@@ -354,16 +403,15 @@ class Prefill:
         from andromeda.kernels.pointwise import from_delayed_rows
 
         config, space, n = self.config, step.space, self.config.depth - 1
-        layer, (inner, columns), plain = self._layers[n], self._columns, config.heads * config.dim_head
+        layer, (inner, _), plain = self._layers[n], self._columns, config.heads * config.dim_head
         h = self._input(n, space)
         self._pass_on(n, h, step)
-        kv = space.fused.flatten(0, 1)[: step.rows, inner:columns]
-        torch.mm(h.flatten(0, 1)[: step.rows], layer.inward.value[inner:].t(), out=kv)
-        keys, v = self._keys(n, None, step)
+        torch.mm(h.flatten(0, 1)[: step.rows], layer.inward.value[inner:].t(), out=step.fused[:, inner:])
+        self._keys(n, None, step)
         last = F.linear(h[:, step.tokens - 1 : step.tokens], layer.inward.value[:inner])
         q = last[..., :plain].unflatten(-1, (config.heads, -1)).contiguous()
-        self._prepare(q, None, keys, layer, step.held + step.tokens - 1, step)
-        attended = _attend(q, keys, v, self._geometry(n, step), torch.empty_like(q)).flatten(2)
+        self._prepare(q, None, space.keys, layer, step.held + step.tokens - 1, step)
+        attended = _attend(q, space.keys, step.values[n], self._geometry(n, step), torch.empty_like(q)).flatten(2)
         o = F.linear(torch.cat([attended, _activation(config)(last[..., plain:])], dim=-1), layer.outward.value)
         x = from_delayed_rows(space.x, config.shift_tokens, step.tokens - 1, 1)
         if not config.deepnorm:
@@ -381,12 +429,12 @@ class Prefill:
         if self._recorded is None or self._recorded[0] != shape:
             self._recorded = None
             self._recorded = shape, *self._record(ids)
-        _, graph, source, result = self._recorded
+        _, graph, source, result, _ = self._recorded
         source.copy_(ids)
         graph.replay()
         return result.clone()
 
-    def _record(self, ids: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    def _record(self, ids: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, _Space]:
         source, graph, side = ids.clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and lets libraries set up what cannot be recorded
@@ -394,7 +442,7 @@ class Prefill:
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             result = self._run(source, None)
-        return graph, source, result
+        return graph, source, result, self._memory(*ids.shape, 0)  # which has to live as long as the graph
 
 
 @dataclass(frozen=True)
@@ -405,6 +453,12 @@ class _Step:
     tokens: int
     held: int
     cache: Cache | None
+    values: dict[int, Tensor] = field(default_factory=dict)  # block -> (B, S, kv_heads, D)
+
+    @property
+    def fused(self) -> Tensor:
+        """(rows, columns) of space.fused."""
+        return self.space.fused.flatten(0, 1)[: self.rows]
 
     @property
     def rows(self) -> int:
