@@ -342,7 +342,8 @@ class Andromeda(nn.Module):
             factor = positions.log_n_temperature(index, config.max_seq_len)[..., None, None]
             is_global = torch.arange(config.heads, device=device)[:, None] >= config.alibi_num_heads
             q_scale = torch.where(is_global, factor, 1.0)
-        return Pass(Geometry(rotary=positions.rotary(config), starts=starts), q_scale, cache)
+        local_heads = config.alibi_num_heads if config.alibi_pos_bias else 0
+        return Pass(Geometry(rotary=positions.rotary(config), starts=starts, local_heads=local_heads), q_scale, cache)
 
     def reset_parameters(self) -> None:
         """Initialises all weights but the embedding's.

@@ -182,9 +182,12 @@ def _attention_backend(config: AndromedaConfig) -> str:
     from andromeda.kernels import Geometry, choose_backend
     from andromeda.positions import rotary
 
-    backend = choose_backend(min(CONTEXTS), Geometry(rotary=rotary(config)), flash=config.attn_flash)
-    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return f"{backend} ({place}, torch {torch.__version__})"
+    on_gpu = torch.cuda.is_available()
+    device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
+    geometry = Geometry(rotary=rotary(config))
+    backend = choose_backend(device, dtype, config.dim_head, min(CONTEXTS), geometry, flash=config.attn_flash)
+    place = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    return f"{backend} ({place}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__})"
 
 
 # ---- tables --------------------------------------------------------------------------------------

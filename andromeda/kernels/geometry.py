@@ -51,6 +51,7 @@ class Geometry:
         bounds: (heads,) upper bounds on |q.k|, or None; kernels may use them to leave out the running maximum.
         starts: (batch, keys) integers, the position at which each token's document begins; None: one document.
         rotary: rotation of the first rotary.heads heads, or None.
+        local_heads: heads beyond the first so many have no slope and no window, which spares asking; None: unknown.
     """
 
     slopes: Tensor | None = None
@@ -58,6 +59,7 @@ class Geometry:
     bounds: Tensor | None = None
     starts: Tensor | None = None
     rotary: Rotary | None = None
+    local_heads: int | None = None
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -40,3 +41,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, adjoint: bool = False) -> Tensor
         sin = -sin
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+
+
+MIN_CHUNK = 128  # tokens; tiles of the Triton kernels divide it
+
+
+def xpos_chunk(rotary: Rotary) -> int:
+    """Tokens that share an anchor in the Triton kernels: a power of two, about 4 times xPos's scale.
+
+    Position i of chunk c = i // chunk belongs to the anchor c * chunk + chunk / 2. Stored queries carry
+    zeta^(i - anchor), stored keys zeta^(anchor - j), so no exponent leaves chunk / 2 whatever the position; between
+    chunks a constant factor per channel, at most 1, is left.
+    """
+    if rotary.xpos_scale is None:
+        return MIN_CHUNK
+    return max(MIN_CHUNK, 1 << (int(4 * rotary.xpos_scale * rotary.interpolation).bit_length() - 1))
+
+
+@functools.lru_cache(maxsize=8)
+def rotation_constants(rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(pairs,) float64 turns a token, and (pairs,) float32 base-2 logarithm of the decay a token."""
+    with torch.inference_mode(False):
+        turns = rotary.rates() / (2 * math.pi)
+        return turns.to(device), (rotary.log_decay() / math.log(2)).to(device, torch.float32)

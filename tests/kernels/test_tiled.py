@@ -32,21 +32,7 @@ HEADS, DIM_HEAD = 4, 4
 NO_LIMIT = 2**31 - 1
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nobody wrote holds NaN, so an output left out shows."""
-
-    def poisoned(allocate):
-        def allocated(*args: Any, **kwargs: Any) -> Tensor:
-            tensor = allocate(*args, **kwargs)
-            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor.fill_(-(2**31))
-
-        return allocated
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
-    assert torch.empty(1).isnan()
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.fixture

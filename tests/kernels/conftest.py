@@ -1,0 +1,31 @@
+"""Without a GPU the Triton kernels run under Triton's interpreter, which has to be chosen before they are defined."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody wrote holds NaN, so an output left out shows."""
+
+    def poisoned(allocate):
+        def allocated(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor.fill_(-(2**31))
+
+        return allocated
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
+    assert torch.empty(1).isnan()
