@@ -442,7 +442,7 @@ class Prefill:
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             result = self._run(source, None)
-        return graph, source, result, self._memory(*ids.shape, 0)  # which has to live as long as the graph
+        return graph, source, result, self._memory(len(ids), ids.shape[1], 0)  # which has to live as long as the graph
 
 
 @dataclass(frozen=True)
