@@ -1,0 +1,50 @@
+"""The Triton kernels of loss.py: what happens to a chunk of logits, (R, V), between the matrix products."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def losses_kernel(
+    logits_ptr, targets_ptr, losses_ptr, lse_ptr, vocabulary, ignore_index,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """losses[i] = lse[i] - logits[i, targets[i]], in one reading of row i; 0 where ignored, NaN for no such target."""
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * vocabulary
+    top = float("-inf")  # of what was read so far
+    sums = tl.zeros((BLOCK,), dtype=tl.float32)  # of exp(x - top), lane by lane
+    for v0 in range(0, vocabulary, BLOCK):
+        v = v0 + tl.arange(0, BLOCK)
+        x = tl.load(logits_ptr + v, mask=v < vocabulary, other=float("-inf")).to(tl.float32)
+        new_top = tl.maximum(top, tl.max(x, axis=0))
+        sums = sums * tl.exp(top - new_top) + tl.exp(x - new_top)
+        top = new_top
+    lse = top + tl.log(tl.sum(sums, axis=0))
+    target = tl.load(targets_ptr + row)
+    known = (target >= 0) & (target < vocabulary)
+    counts = target != ignore_index
+    logit = tl.load(logits_ptr + target, mask=known & counts, other=float("nan")).to(tl.float32)
+    tl.store(losses_ptr + row, tl.where(counts, lse - logit, 0.0))
+    tl.store(lse_ptr + row, tl.where(known | (target == ignore_index), lse, float("nan")))
+
+
+@triton.jit
+def gradient_kernel(
+    logits_ptr, targets_ptr, lse_ptr, upstream_ptr, out_ptr, vocabulary, ignore_index,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out[i, v] = upstream[i] * (softmax(logits[i])[v] - (v == targets[i])), 0 where ignored; out may be logits."""
+    row = tl.program_id(0).to(tl.int64)
+    v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    target = tl.load(targets_ptr + row)
+    lse = tl.load(lse_ptr + row)
+    upstream = tl.load(upstream_ptr + row)
+    x = tl.load(logits_ptr + row * vocabulary + v, mask=v < vocabulary, other=0.0).to(tl.float32)
+    x = (tl.exp(x - lse) - tl.where(v == target, 1.0, 0.0)) * upstream
+    x = tl.where(target == ignore_index, 0.0, x)
+    tl.store(out_ptr + row * vocabulary + v, x.to(out_ptr.dtype.element_ty), mask=v < vocabulary)
