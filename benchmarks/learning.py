@@ -19,8 +19,8 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "SiLU": {"ff_activation": "silu"},
     "no windows": {"window_epsilon": 0.0},
 }
+SEEDED = (
+    "default",
+    "token shift by 2",
+    "DeepNorm, sequential",
+    "pre-norm, parallel",
+)  # with three seeds, to see what is noise
 
 
 @dataclass(frozen=True)
@@ -197,16 +203,17 @@ def bits_per_byte(logits: Logits, model: nn.Module, text: Tensor, length: int) -
     return nats / math.log(2) / SCORED
 
 
-def run_all(jobs: list[Job], corpus: Path, workers: int) -> list[Result]:
-    """Runs jobs, `workers` at a time, each on cores of its own."""
+def run_all(
+    jobs: list[Job], corpus: Path, workers: int, json_file: Path | None, before: Sequence[Result] = ()
+) -> list[Result]:
+    """Runs jobs, `workers` at a time, each on cores of its own. All there is goes to `json_file` after every result."""
     context = multiprocessing.get_context("spawn")
     slots = context.Queue()
     for slot in range(workers):
         slots.put(slot)
+    results: list[Result] = []
     with ProcessPoolExecutor(workers, context, initializer=_take_cores, initargs=(slots,)) as pool:
-        futures = [pool.submit(run, job, corpus) for job in jobs]
-        results = []
-        for future in futures:
+        for future in as_completed([pool.submit(run, job, corpus) for job in jobs]):
             result = future.result()
             job = result.job
             bits = "  ".join(f"{n}: {b:.3f}" for n, b in result.bits_per_byte.items())
@@ -215,7 +222,10 @@ def run_all(jobs: list[Job], corpus: Path, workers: int) -> list[Result]:
                 flush=True,
             )
             results.append(result)
-    return results
+            if json_file:
+                every = [asdict(r) for r in (*before, *results)]
+                json_file.write_text(json.dumps(every, indent=1) + "\n")
+    return sorted(results, key=lambda r: jobs.index(r.job))
 
 
 def _take_cores(slots: Any) -> None:
@@ -229,10 +239,10 @@ def best(results: list[Result], name: str) -> Result:
     return min((r for r in results if r.job.name == name), key=lambda r: r.bits_per_byte[LENGTH])
 
 
-def compare(steps: int, corpus: Path, workers: int) -> list[Result]:
+def compare(steps: int, corpus: Path, workers: int, json_file: Path | None) -> list[Result]:
     names = ["andromeda", *PEERS]
     jobs = [Job(name, rate, steps, name=name) for rate in LEARNING_RATES for name in names]
-    results = run_all(jobs, corpus, workers)
+    results = run_all(jobs, corpus, workers, json_file)
     budget = best(results, "andromeda")
     print(f"\nequal wall-clock: {budget.seconds:.0f} s")
     timed = []
@@ -240,17 +250,20 @@ def compare(steps: int, corpus: Path, workers: int) -> list[Result]:
         peer = best(results, name)
         fitting = round(steps * budget.seconds / peer.seconds)
         timed.append(Job(name, peer.job.learning_rate, fitting, name=f"{name}, equal wall-clock"))
-    results += run_all(timed, corpus, workers)
-    return results
+    return results + run_all(timed, corpus, workers, json_file, results)
 
 
-def ablate(steps: int, corpus: Path, workers: int) -> list[Result]:
-    jobs = [
-        Job("andromeda", rate, steps, tuple(change.items()), name)
-        for name, change in ABLATIONS.items()
-        for rate in LEARNING_RATES[1:3]
-    ]
-    return run_all(jobs, corpus, workers)
+def ablate(steps: int, corpus: Path, workers: int, json_file: Path | None) -> list[Result]:
+    """Each change at two learning rates with seed 0; those of SEEDED at the higher one with two more seeds."""
+    jobs = []
+    for name, change in ABLATIONS.items():
+        overrides = tuple(change.items())
+        jobs += [Job("andromeda", rate, steps, overrides, name) for rate in LEARNING_RATES[1:3]]
+        if name in SEEDED:
+            jobs += [
+                Job("andromeda", LEARNING_RATES[2], steps, overrides, f"{name}, seed {seed}", seed) for seed in (1, 2)
+            ]
+    return run_all(jobs, corpus, workers, json_file)
 
 
 def table(results: list[Result]) -> str:
@@ -275,15 +288,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, two cores each")
     parser.add_argument("--corpus", type=Path, default=CORPUS)
-    parser.add_argument("--json", type=Path, help="write every run here")
+    parser.add_argument("--json", type=Path, help="write every run here, as it ends")
     args = parser.parse_args()
-    results = (ablate if args.ablations else compare)(args.steps, args.corpus, args.jobs)
+    results = (ablate if args.ablations else compare)(args.steps, args.corpus, args.jobs, args.json)
     print(
         f"\n{BATCH} x {LENGTH} bytes a step; {platform.processor() or platform.machine()}, torch {torch.__version__}\n"
     )
     print(table(results))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
 
 
 if __name__ == "__main__":
