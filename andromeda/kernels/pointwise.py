@@ -95,8 +95,9 @@ def _prepare_kernel(
             x1 *= factor
             x2 *= factor
             y1, y2 = x1, x2
-            if ROTATED > 0 and h < ROTATED:
-                y1, y2 = x1 * q_cos - x2 * q_sin, x2 * q_cos + x1 * q_sin
+            if ROTATED > 0:  # known when compiling, the other is not  # noqa: SIM102
+                if h < ROTATED:
+                    y1, y2 = x1 * q_cos - x2 * q_sin, x2 * q_cos + x1 * q_sin
             _store_pairs(at_q + h * (2 * PAIRS), y1, y2, inside, PAIRS)
     if KV_HEADS > 0:
         at_k = k_ptr + batch * k_b + t.to(tl.int64)[:, None] * k_t + p
@@ -223,12 +224,19 @@ def activate_to_fp8(x: Tensor, plain: int, kind: str, out: Tensor, scale: Tensor
         x: (rows, plain + width), rows may lie apart. out: (rows, plain + width) float8_e4m3fn. scale: (rows,) float32.
     """
     rows, columns = x.shape
-    block = triton.next_power_of_2(columns - plain)
+    block, target = triton.next_power_of_2(columns - plain), _target(out)
     _activate_to_fp8_kernel[(rows,)](
-        x, out, scale, x.stride(0), out.stride(0),
+        x, target, scale, x.stride(0), target.stride(0),
         PLAIN=plain, WIDTH=columns - plain, KIND=kind, PLAIN_BLOCK=triton.next_power_of_2(plain), BLOCK=block,
         num_warps=min(16, max(4, block // 1024)),
     )  # fmt: skip
+    if target is not out:
+        out.copy_(target)
+
+
+def _target(out: Tensor) -> Tensor:
+    """Where a kernel writes e4m3: the interpreter loses carries when it rounds, so PyTorch rounds for it."""
+    return out.float() if out.dtype == torch.float8_e4m3fn and not out.is_cuda else out
 
 
 @triton.jit
@@ -285,14 +293,16 @@ def add_norm_shift(
         h_scale: () float32: h is divided by it.
     """
     batch, rows, dim = x.shape
-    block = triton.next_power_of_2(dim)
+    block, target = triton.next_power_of_2(dim), x if h is None else _target(h)
     _add_norm_shift_kernel[(rows - shift, batch)](
-        x, o, x if o_scale is None else o_scale, weight, x if h is None else h, x if h_scale is None else h_scale,
+        x, o, x if o_scale is None else o_scale, weight, target, x if h_scale is None else h_scale,
         rows, alpha, eps,
         DIM=dim, WIDTH=dim // (shift + 1), SHIFT=shift, BLOCK=block,
         POST=post, SEPARATE=h is not None, O_SCALED=o_scale is not None, H_SCALED=h_scale is not None,
         num_warps=min(16, max(1, block // 512)),
     )  # fmt: skip
+    if h is not None and target is not h:
+        h.copy_(target)
 
 
 def norm_bound(weight: Tensor, dim: int) -> Tensor:
