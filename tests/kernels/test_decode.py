@@ -1,0 +1,376 @@
+"""Decode in Triton against the plain reference: without a GPU under Triton's interpreter, with one in earnest.
+
+The bar on a GPU is FlashAttention's: against a float64 truth, at most twice the error of plain PyTorch in the same
+precision. The interpreter's products are right in float32 alone, so there the bar is float32's rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from andromeda.kernels import Geometry, Rotary
+from andromeda.kernels.paged import as_pages, decode_reference, gather_pages
+from andromeda.kernels.reference import reference_attention
+
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+
+from andromeda.kernels import decode, decode_kernels
+from andromeda.kernels.decode import DecodeConfig, decode_attention
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+NO_LIMIT = 2**31 - 1
+interpreted = pytest.mark.skipif(not decode.INTERPRETED, reason="the gpu tests ask the same of the compiled kernel")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The default model's flags, in small; the tests flip them."""
+
+    heads: int = 4
+    kv_heads: int = 1
+    rotated_heads: int = 2
+    xpos_scale: float | None = 40.0
+    interpolation: float = 1.0
+    alibi_heads: int = 2
+    windowed: bool = True
+    local_heads: int | None = None
+
+    def geometry(self, device: str = "cpu") -> Geometry:
+        slopes = torch.tensor([0.5, 0.0625, 0.25, 0.125, *[0.05] * 20][: self.alibi_heads] + [0.0] * self.heads)[
+            : self.heads
+        ]
+        windows = torch.tensor([11, 70, 35, 50, *[60] * 20][: self.alibi_heads] + [NO_LIMIT] * self.heads)[: self.heads]
+        return Geometry(
+            slopes=slopes.to(device) if self.alibi_heads else None,
+            windows=windows.to(device) if self.windowed else None,
+            rotary=None,
+            local_heads=self.local_heads,
+        )
+
+    def with_rotary(self, dim_head: int, device: str = "cpu") -> Geometry:
+        rotary = Rotary(self.rotated_heads, dim_head // 2, 10000.0, self.interpolation, self.xpos_scale)
+        return replace(self.geometry(device), rotary=rotary if self.rotated_heads else None)
+
+
+CASES = {
+    "default": Case(),
+    "multi_head": Case(kv_heads=4),
+    "grouped": Case(kv_heads=2),
+    "grouped_across_the_sets": Case(heads=6, kv_heads=2, rotated_heads=4, alibi_heads=4),
+    "no_rotary": Case(rotated_heads=0),
+    "no_rotary_local_heads_known": Case(rotated_heads=0, local_heads=2),
+    "rotary_all": Case(rotated_heads=4),
+    "rotary_all_local_heads_known": Case(rotated_heads=4, local_heads=2, kv_heads=2),
+    "no_xpos": Case(xpos_scale=None),
+    "steep_xpos": Case(xpos_scale=2.0),
+    "interpolated": Case(interpolation=4.0, rotated_heads=4),
+    "no_alibi": Case(alibi_heads=0, windowed=False),
+    "alibi_all": Case(alibi_heads=4),
+    "no_windows": Case(windowed=False),
+    "no_positions": Case(rotated_heads=0, alibi_heads=0, windowed=False),
+}
+
+
+class Batch(NamedTuple):
+    q: Tensor
+    k_pages: Tensor
+    v_pages: Tensor
+    page_table: Tensor
+    lengths: Tensor
+
+    def to(self, dtype: torch.dtype) -> Batch:
+        return Batch(self.q.to(dtype), self.k_pages.to(dtype), self.v_pages.to(dtype), self.page_table, self.lengths)
+
+
+def batch_of(
+    lengths: list[int], new: int, case: Case, dtype: torch.dtype, dim_head: int = 32, page_size: int = 16,
+    spare: int = 1, device: str = "cpu",
+) -> Batch:  # fmt: skip
+    """Rows of a cache whose pages lie in any order; whatever no row holds is NaN."""
+    generator = torch.Generator().manual_seed(sum(lengths) + new)
+    width = max(-(-length // page_size) for length in lengths) + spare
+    pages = len(lengths) * width
+    table = torch.randperm(pages, generator=generator).view(len(lengths), width).int()
+    k, v = torch.full((2, pages, page_size, case.kv_heads, dim_head), math.nan, dtype=dtype, device=device)
+    for row, length in enumerate(lengths):
+        j = torch.arange(length)
+        where = table[row, j // page_size].long(), j % page_size
+        new_k, new_v = torch.randn(2, length, case.kv_heads, dim_head, generator=generator)
+        k[where] = torch.nn.functional.normalize(new_k, dim=-1).to(device, dtype)
+        v[where] = new_v.to(device, dtype)
+    q = torch.randn(len(lengths), new, case.heads, dim_head, generator=generator)
+    q = math.sqrt(dim_head) * torch.nn.functional.normalize(q, dim=-1)
+    return Batch(q.to(device, dtype), k, v, table.to(device), torch.tensor(lengths, dtype=torch.int32, device=device))
+
+
+def assert_equal(out: Tensor, batch: Batch, geometry: Geometry, tolerance: float = 1e-5) -> None:
+    exact = decode_reference(*batch.to(torch.float64), geometry)
+    assert out.shape == batch.q.shape and out.dtype == batch.q.dtype
+    torch.testing.assert_close(out.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@triton.jit
+def turn_ones(distance_ptr, turns_ptr, cos_ptr, sin_ptr):
+    """(1, 0) rotated as queries are, for 16 pairs and 4 distances."""
+    pair, row = tl.arange(0, 16), tl.arange(0, 4)
+    one = tl.full([4, 16], 1.0, tl.float32)
+    distance = tl.load(distance_ptr + row)[:, None]
+    cos, sin = decode_kernels._turned(
+        one, 0.0 * one, distance, tl.load(turns_ptr + pair), tl.zeros([16], tl.float32), True
+    )
+    at = row[:, None] * 16 + pair[None, :]
+    tl.store(cos_ptr + at, cos)
+    tl.store(sin_ptr + at, sin)
+
+
+@interpreted
+class TestEqualsTheReference:
+    @pytest.mark.parametrize(
+        ("name", "new"), [*((name, 3) for name in CASES), ("default", 1), ("grouped", 1), ("rotary_all", 1)]
+    )
+    def test_ragged_batch(self, name: str, new: int) -> None:
+        case = CASES[name]
+        batch, geometry = batch_of([97, 5, 130], new, case, torch.float32), case.with_rotary(32)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+    @pytest.mark.parametrize("length", [1, 17, 64, 127])
+    def test_lengths_around_tiles_and_pages(self, length: int) -> None:
+        case = CASES["default"]
+        batch, geometry = batch_of([length], 1, case, torch.float32), case.with_rotary(32)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+    @pytest.mark.parametrize(("dim_head", "page_size"), [(64, 64), (128, 256)])
+    def test_sizes_of_heads_and_pages(self, dim_head: int, page_size: int) -> None:
+        case = CASES["default"]
+        batch = batch_of([201, 300], 2, case, torch.float32, dim_head, page_size)
+        geometry = case.with_rotary(dim_head)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+    def test_many_new_tokens_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decode, "MAX_ROWS", 10)  # 5 tokens of two heads
+        case = CASES["default"]
+        batch, geometry = batch_of([90, 16, 40], 16, case, torch.float32), case.with_rotary(32)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+    def test_half_precision_in_and_out(self) -> None:
+        case = CASES["default"]
+        batch, geometry = batch_of([77, 130], 1, case, torch.float16), case.with_rotary(32)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry, tolerance=3e-3)
+
+    @pytest.mark.parametrize(("programs", "costs"), [(1, (1, 1)), (3, (2, 5)), (30, (2, 3))])
+    def test_however_the_work_is_shared_out(
+        self, programs: int, costs: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One program for all, units cut anywhere, more programs than tiles."""
+        monkeypatch.setattr(decode, "_multiprocessors", lambda device: programs)
+        config = DecodeConfig(block=16, residency=1, far=costs[0], near=costs[1])
+        monkeypatch.setattr(decode, "choose_config", lambda *_: config)
+        case = replace(CASES["grouped_across_the_sets"], alibi_heads=2)
+        batch, geometry = batch_of([150, 1, 66], 1, case, torch.float32), case.with_rotary(32)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+    def test_angles_at_a_million_tokens(self) -> None:
+        distance = torch.tensor([0, 1, -3, 1_000_003])
+        turns = Rotary(1, 16).rates() / (2 * math.pi)
+        cos, sin = torch.empty(2, 4, 16)
+        turn_ones[(1,)](distance.int(), turns, cos, sin)
+        exact = torch.polar(torch.ones(4, 16, dtype=torch.float64), 2 * math.pi * turns * distance[:, None])
+        torch.testing.assert_close(cos.double(), exact.real, rtol=0, atol=1e-6)
+        torch.testing.assert_close(sin.double(), exact.imag, rtol=0, atol=1e-6)
+
+    @settings(max_examples=12)
+    @given(data=st.data())
+    def test_any_batch(self, data: st.DataObject) -> None:
+        """Lengths of 0 and below the new tokens too: queries that stand nowhere give zeros."""
+        heads, kv_heads = data.draw(st.sampled_from([(1, 1), (3, 1), (4, 2), (3, 3)]))
+        case = Case(
+            heads=heads,
+            kv_heads=kv_heads,
+            rotated_heads=data.draw(st.integers(0, heads)),
+            alibi_heads=data.draw(st.integers(0, heads)),
+            xpos_scale=data.draw(st.sampled_from([None, 5.0, 512.0])),
+            interpolation=data.draw(st.sampled_from([0.5, 8.0])),
+            local_heads=data.draw(st.sampled_from([None, *range(heads + 1)])),
+        )
+        windows = [data.draw(st.one_of(st.integers(1, 80), st.just(NO_LIMIT))) for _ in range(heads)]
+        geometry = replace(case.with_rotary(32), windows=torch.tensor(windows))
+        lengths = data.draw(st.lists(st.integers(0, 80), min_size=1, max_size=3).filter(any))
+        batch = batch_of(lengths, data.draw(st.integers(1, 4)), case, torch.float32)
+        assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+
+@interpreted
+class TestWhatIsRead:
+    def test_keys_before_every_window_are_not_used(self) -> None:
+        case = Case(alibi_heads=4)
+        batch, geometry = batch_of([130, 90], 1, case, torch.float32), case.with_rotary(32)
+        exact = decode_reference(*batch.to(torch.float64), geometry)
+        for row, length in enumerate(batch.lengths.tolist()):
+            j = torch.arange(length - 70)  # the longest window
+            batch.k_pages[batch.page_table[row, j // 16].long(), j % 16] = math.nan
+            batch.v_pages[batch.page_table[row, j // 16].long(), j % 16] = math.nan
+        torch.testing.assert_close(decode_attention(*batch, geometry).double(), exact, rtol=1e-5, atol=1e-5)
+
+    def test_inputs_need_not_be_contiguous_and_are_left_alone(self) -> None:
+        case = CASES["grouped"]
+        batch, geometry = batch_of([60, 33], 2, case, torch.float32, spare=0), case.with_rotary(32)
+        strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (batch.q, batch.k_pages, batch.v_pages)]
+        backwards = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (batch.q, batch.k_pages, batch.v_pages)]
+        expected = decode_attention(*batch, geometry)
+        for q, k, v in (strided, backwards):
+            before = [x.clone() for x in (q, k, v)]
+            assert torch.equal(decode_attention(q, k, v, batch.page_table, batch.lengths, geometry), expected)
+            for x, was in zip((q, k, v), before, strict=True):
+                torch.testing.assert_close(x, was, rtol=0, atol=0, equal_nan=True)
+
+    def test_two_runs_are_the_same(self) -> None:
+        case = CASES["default"]
+        batch, geometry = batch_of([97, 130], 1, case, torch.float32), case.with_rotary(32)
+        assert torch.equal(decode_attention(*batch, geometry), decode_attention(*batch, geometry))
+
+
+@interpreted
+def test_custom_operator() -> None:
+    case = CASES["default"]
+    batch, geometry = batch_of([40, 17], 1, case, torch.float32), case.with_rotary(32)
+    arguments = (*batch, geometry.slopes, geometry.windows, 2, 2, 10000.0, 1.0, 40.0)
+    torch.library.opcheck(torch.ops.andromeda.decode_attention.default, arguments)
+
+
+class TestAsPages:
+    def test_a_view_of_the_cache(self) -> None:
+        cache = torch.randn(3, 64, 2, 4)
+        pages, table = as_pages(cache, 16)
+        assert pages.data_ptr() == cache.data_ptr()
+        for row in range(3):
+            assert torch.equal(gather_pages(pages, table[row], 37), cache[row, :37])
+
+    def test_room_that_pages_do_not_divide(self) -> None:
+        with pytest.raises(ValueError, match="a multiple of 16"):
+            as_pages(torch.zeros(1, 40, 1, 4), 16)
+
+    def test_part_of_a_larger_cache(self) -> None:
+        with pytest.raises(ValueError, match="back to back"):
+            as_pages(torch.zeros(2, 64, 1, 4)[:, :32], 16)
+
+
+class TestReference:
+    def test_pages_are_put_in_order(self) -> None:
+        case = CASES["default"]
+        batch, geometry = batch_of([40], 3, case, torch.float64, dim_head=4), case.with_rotary(4)
+        k, v = (gather_pages(pages, batch.page_table[0], 40)[None] for pages in (batch.k_pages, batch.v_pages))
+        assert torch.equal(decode_reference(*batch, geometry), reference_attention(batch.q, k, v, geometry))
+
+
+class TestErrors:
+    CASE = Case()
+
+    def refused(self, message: str, geometry: Geometry | None = None, **changed: Tensor) -> None:
+        batch = batch_of([20, 5], 1, self.CASE, torch.float16)._replace(**changed)
+        with pytest.raises(ValueError, match=message):
+            decode_attention(*batch, geometry or self.CASE.with_rotary(32))
+
+    def test_shapes(self) -> None:
+        self.refused("4 dimensions", q=torch.zeros(2, 4, 32))
+        self.refused("dim_head must agree", q=torch.zeros(2, 1, 4, 64))
+        self.refused("power of two of tokens", k_pages=torch.zeros(2, 24, 1, 32), v_pages=torch.zeros(2, 24, 1, 32))
+        self.refused("power of two of tokens", k_pages=torch.zeros(2, 8, 1, 32), v_pages=torch.zeros(2, 8, 1, 32))
+        self.refused("page table must be", page_table=torch.zeros(3, 2, dtype=torch.int32))
+        self.refused("page table must be", lengths=torch.zeros(3, dtype=torch.int32))
+        self.refused("slopes must be", Geometry(slopes=torch.zeros(3)))
+        self.refused("does not fit", Geometry(rotary=Rotary(2, 8)))
+
+    def test_types(self) -> None:
+        self.refused("must be int32", lengths=torch.zeros(2, dtype=torch.int64))
+        self.refused("of one type", q=torch.zeros(2, 1, 4, 32, dtype=torch.float64))
+        self.refused("of one type", q=torch.zeros(2, 1, 4, 32, dtype=torch.bfloat16))
+
+    def test_what_the_kernel_does_not_take(self) -> None:
+        half: dict[str, Any] = {"dtype": torch.float16}
+        pages = torch.zeros(2, 16, 1, 16, **half)
+        self.refused(
+            "dim_head must be one of", Geometry(), q=torch.zeros(2, 1, 4, 16, **half), k_pages=pages, v_pages=pages
+        )
+        self.refused("1 to 16 new tokens", q=torch.zeros(2, 17, 4, 32, **half))
+        self.refused("steep decay", Geometry(rotary=Rotary(2, 16, xpos_scale=0.5)), q=torch.zeros(2, 8, 4, 32, **half))
+        self.refused("one document", Geometry(starts=torch.zeros(2, 20)))
+
+
+# -- with a GPU: make test-gpu
+
+MODEL = Case(heads=24, rotated_heads=12, alibi_heads=12, xpos_scale=512.0)
+ON_GPU = {
+    "default": MODEL,
+    "grouped": replace(MODEL, kv_heads=8),
+    "rotary_all": replace(MODEL, rotated_heads=24),
+    "rotary_all_local_heads_known": replace(MODEL, rotated_heads=24, local_heads=12),
+    "no_rotary": replace(MODEL, rotated_heads=0, local_heads=12),
+    "no_windows": replace(MODEL, windowed=False),
+    "no_xpos": replace(MODEL, xpos_scale=None),
+}
+
+
+def check_on_gpu(lengths: list[int], new: int, case: Case, dtype: torch.dtype, dim_head: int, page_size: int) -> None:
+    batch = batch_of(lengths, new, case, dtype, dim_head, page_size, device="cuda")
+    geometry = case.with_rotary(dim_head, "cuda")
+    exact = decode_reference(*batch.to(torch.float64), geometry)
+    ours, plain = (f(*batch, geometry).double() - exact for f in (decode_attention, decode_reference))
+    spare = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
+    assert ours.abs().max().item() <= 2 * plain.abs().max().item() + spare
+    assert ours.square().mean().sqrt().item() <= 2 * plain.square().mean().sqrt().item() + spare
+
+
+@pytest.mark.gpu
+class TestOnGpu:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+    @pytest.mark.parametrize("length", [1, 63, 1000, 4096, 131072])
+    @pytest.mark.parametrize("name", ON_GPU)
+    def test_within_twice_the_error_of_plain_pytorch(self, name: str, length: int, dtype: torch.dtype) -> None:
+        check_on_gpu([length], 1, ON_GPU[name], dtype, 128, 64)
+
+    def test_a_million_tokens_without_windows(self) -> None:
+        case = Case(heads=2, rotated_heads=1, xpos_scale=None, alibi_heads=0, windowed=False)
+        check_on_gpu([1_000_003], 1, case, torch.float16, 128, 64)
+
+    @pytest.mark.parametrize(("dim_head", "page_size"), [(32, 16), (64, 32), (128, 16), (128, 256)])
+    @pytest.mark.parametrize("new", [1, 4, 16])
+    def test_ragged_batches(self, new: int, dim_head: int, page_size: int) -> None:
+        check_on_gpu([1000, 17, 4096, 333], new, MODEL, torch.bfloat16, dim_head, page_size)
+
+    def test_two_runs_are_bit_identical(self) -> None:
+        batch, geometry = (
+            batch_of([5000, 131], 1, MODEL, torch.bfloat16, 128, 64, device="cuda"),
+            MODEL.with_rotary(128, "cuda"),
+        )
+        first = decode_attention(*batch, geometry)
+        for _ in range(10):
+            assert torch.equal(decode_attention(*batch, geometry), first)
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_a_graph_replays_for_other_lengths(self, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = DecodeConfig(overlap=overlap)
+        monkeypatch.setattr(decode, "choose_config", lambda *_: config)
+        batch, geometry = (
+            batch_of([4000, 3000], 1, MODEL, torch.bfloat16, 128, 64, device="cuda"),
+            MODEL.with_rotary(128, "cuda"),
+        )
+        decode_attention(*batch, geometry)  # compiles, and makes the tables
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = decode_attention(*batch, geometry)
+        for lengths in ([4000, 3000], [1, 2999], [63, 64], [0, 1234]):
+            batch.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
+            graph.replay()
+            assert torch.equal(out, decode_attention(*batch, geometry))
+            exact = decode_reference(*batch.to(torch.float64), geometry)
+            torch.testing.assert_close(out.double(), exact, rtol=0.03, atol=0.03)
