@@ -240,9 +240,6 @@ class Prefill:
         from andromeda.kernels.pointwise import to_delayed_rows
 
         space, shift = step.space, self.config.shift_tokens
-        for rows in (space.x, space.h, None if space.h8 is None else space.h8.view(torch.uint8)):
-            if rows is not None:
-                rows[:, :shift] = 0
         x = self.model.embedding(ids).to(self.dtype)
         to_delayed_rows(x, shift, space.x)
         if space.h is not None:

@@ -1,4 +1,4 @@
-"""What lies between the matrix products of a block, in one pass each; forward only.
+"""What lies between the matrix products of a block, in one pass each; forward only (`prepare` has gradients).
 
 * `prepare_queries_and_keys`: QK norm, gains, temperature, log-n and rotation, as `flash` reads them.
 * `activate` and `activate_to_fp8`: the feed-forward's activation, in place, or with the attention's output to e4m3.
@@ -61,13 +61,13 @@ def _store_pairs(target, x1, x2, inside, PAIRS: tl.constexpr):
 
 @triton.jit
 def _prepare_kernel(
-    q_ptr, k_ptr, keys_ptr, q_gain_ptr, k_gain_ptr, turns_ptr, decay_ptr,
-    q_b, q_t, k_b, k_t, keys_w, keys_b, keys_h,
+    q_ptr, out_ptr, k_ptr, keys_ptr, q_gain_ptr, k_gain_ptr, turns_ptr, decay_ptr,
+    q_b, q_t, out_b, out_t, k_b, k_t, keys_w, keys_b, keys_h,
     tokens, offset, scale, log_n,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, ROTATED: tl.constexpr, LOCAL: tl.constexpr, LOG_N: tl.constexpr,
     NORMALISE: tl.constexpr, GAINS: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """One program: TOKENS tokens, all heads. Queries stay where they are, keys go to their slots."""
+    """One program: TOKENS tokens, all heads. Keys go to the slots of their positions."""
     batch = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     inside = (t < tokens)[:, None]
@@ -79,6 +79,7 @@ def _prepare_kernel(
         exponent = tl.load(decay_ptr + p) * ahead[:, None]
     if HEADS > 0:
         at_q = q_ptr + batch * q_b + t.to(tl.int64)[:, None] * q_t + p
+        at_out = out_ptr + batch * out_b + t.to(tl.int64)[:, None] * out_t + p
         if ROTATED > 0:
             decay = tl.exp2(exponent)
             q_cos, q_sin = cos * decay, sin * decay
@@ -98,7 +99,7 @@ def _prepare_kernel(
             if ROTATED > 0:  # known when compiling, the other is not  # noqa: SIM102
                 if h < ROTATED:
                     y1, y2 = x1 * q_cos - x2 * q_sin, x2 * q_cos + x1 * q_sin
-            _store_pairs(at_q + h * (2 * PAIRS), y1, y2, inside, PAIRS)
+            _store_pairs(at_out + h * (2 * PAIRS), y1, y2, inside, PAIRS)
     if KV_HEADS > 0:
         at_k = k_ptr + batch * k_b + t.to(tl.int64)[:, None] * k_t + p
         slot = keys_ptr + batch * keys_b + position.to(tl.int64)[:, None] * (2 * PAIRS) + p
@@ -130,8 +131,9 @@ def prepare_queries_and_keys(
     normalise: bool = True,
     local_heads: int = 0,
     trained_length: int | None = None,
+    out: Tensor | None = None,
 ) -> None:
-    """Queries in place, keys into their slots, as `flash.prepared_attention` takes them.
+    """Queries in place or to `out`, keys into their slots, as `flash.prepared_attention` takes them.
 
     Args:
         q: (B, T, heads, D), any batch and token strides; heads lie side by side. None: keys alone.
@@ -144,6 +146,7 @@ def prepare_queries_and_keys(
         normalise: L2-normalise both first.
         local_heads, trained_length: heads from local_heads on are multiplied by
             max(1, ln(i + 1) / ln(trained_length)) at position i; None: they are not.
+        out: like q.
     """
     given = q if q is not None else k
     assert given is not None
@@ -155,8 +158,8 @@ def prepare_queries_and_keys(
     at_keys = (0, 0, 0) if keys is None else keys.stride()[:3]
     rows = max(1, TILE // pairs)
     _prepare_kernel[(triton.cdiv(tokens, rows), batch)](
-        *(given if x is None else x for x in (q, k, keys, q_gain, k_gain)), turns, decay,
-        *_row_strides(q), *_row_strides(k), *at_keys,
+        *(given if x is None else x for x in (q, q if out is None else out, k, keys, q_gain, k_gain)),
+        turns, decay, *_row_strides(q), *_row_strides(q if out is None else out), *_row_strides(k), *at_keys,
         tokens, offset, scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
         HEADS=0 if q is None else q.shape[2], KV_HEADS=0 if k is None else k.shape[2],
         ROTATED=0 if rotary is None else rotary.heads, LOCAL=local_heads, LOG_N=trained_length is not None,
