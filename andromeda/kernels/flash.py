@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from andromeda.kernels import rotate
-from andromeda.kernels.flash_backward import delta_kernel, dkv_kernel, dq_kernel
+from andromeda.kernels.flash_backward import delta_kernel, dq_kernel, key_kernel
 from andromeda.kernels.flash_forward import forward_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
@@ -44,21 +44,23 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tile sizes of the three kernels."""
+    """Tile sizes of the four kernels."""
 
     forward: Tiles
     dq: Tiles
-    dkv: Tiles
+    dk: Tiles
+    dv: Tiles
 
 
 # What measured fastest on one H200 (benchmarks/results/attention.md). Small tiles of one warp group win, two programs
 # a multiprocessor: one's exponentials run under the other's products.
 PLANS = {
-    128: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2)),
-    64: Plan(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2)),
-    32: Plan(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2)),
+    128: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
+    64: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
+    32: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
 }
-INTERPRETED_PLAN = Plan(Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1))  # many tiles at small lengths
+# Many tiles at small lengths.
+INTERPRETED_PLAN = Plan(Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1), Tiles(32, 32, 4, 1))
 
 
 def plan(dim_head: int) -> Plan:
@@ -182,51 +184,47 @@ def _backward(
             **_switches(segment, rotary, windows, starts),
             D=dim_head, **tiles.options(),
         )  # fmt: skip
-    dkeys, dv = _dkv(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
+    place = (dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
+    dkeys, dv = torch.zeros(keys.shape, dtype=keys.dtype, device=keys.device), torch.empty_like(v)
+    for (which, kv), parts in _key_sums(*place, values=False).items():
+        dkeys[which, :, kv] = _sum(parts)
+    by_head = _key_sums(*place, values=True)
+    for kv in range(keys.shape[2]):
+        dv[:, :, kv] = _sum([part for (_, owner), parts in by_head.items() if owner == kv for part in parts])
     return dq, dkeys, dv
 
 
-def _dkv(
+def _key_sums(
     dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
-    windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(W, B, kv_heads, S, D) and (B, S, kv_heads, D): partial sums over groups of heads, added in a fixed order."""
+    windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None, *, values: bool,
+) -> dict[tuple[int, int], list[Tensor]]:  # fmt: skip
+    """Partial sums (B, S, D) of dk or dv over groups of heads: (rotated or not, k/v head) -> what is to be added up."""
     batch, _, heads, dim_head = q.shape
     _, _, kv_heads, num_keys, _ = keys.shape
-    tiles = plan(dim_head).dkv
+    tiles = plan(dim_head).dv if values else plan(dim_head).dk
     blocks = triton.cdiv(num_keys, tiles.keys)
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     q_at, dout_at = (_descriptor(x.transpose(1, 2), tiles.queries) for x in (_aligned(q), dout))
     ends = None if starts is None else _document_ends(starts)
-    sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    sums: dict[tuple[int, int], list[Tensor]] = {}
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
         share = _share(segment.count, blocks * batch) if kv_heads == 1 else 1
         groups = segment.count // share
-        dk, dv = (
-            torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device) for _ in range(2)
-        )
-        dkv_kernel[(blocks * groups, batch)](
-            q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
-            *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q), q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
-            **_switches(segment, rotary, windows, starts), SHARE=share,
-            D=dim_head, **tiles.options(),
+        total = torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device)
+        key_kernel[(blocks * groups, batch)](
+            q_at, keys_at, v_at, dout_at, lse, delta, total,
+            *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q),
+            q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
+            VALUES=values, **_switches(segment, rotary, windows, starts), SHARE=share, D=dim_head, **tiles.options(),
         )  # fmt: skip
         for g in range(groups):
             place = int(segment.rotated), (segment.first + g * share) // (heads // kv_heads)
-            sums.setdefault(place, []).append((dk[g], dv[g]))
-    return _add_up(sums, keys, v)
-
-
-def _add_up(sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]], keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    dkeys, dv = torch.zeros(keys.shape, dtype=keys.dtype, device=keys.device), torch.empty_like(v)
-    for (which, kv), parts in sums.items():
-        dkeys[which, :, kv] = _sum([dk for dk, _ in parts])
-    for kv in range(keys.shape[2]):
-        dv[:, :, kv] = _sum([part for (_, owner), parts in sums.items() if owner == kv for _, part in parts])
-    return dkeys, dv
+            sums.setdefault(place, []).append(total[g])
+    return sums
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
+    """In a fixed order."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part

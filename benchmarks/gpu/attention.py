@@ -125,32 +125,43 @@ class Prepared:
         return lambda: torch.autograd.grad(out, (self.q, self.keys, self.v), grad, retain_graph=True)
 
 
+def by_kernel(run: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds of each kernel of one call, by name."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            run()
+        torch.cuda.synchronize()
+    return {event.key: event.device_time_total / 3e3 for event in profiler.key_averages()}
+
+
+CANDIDATES: dict[str, list[tuple[int, ...]]] = {
+    "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4), (64, 32, 4, 3, 168), (128, 64, 8, 2, 128)],
+    "dq": [(128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 4, 3, 168), (64, 32, 4, 4), (64, 128, 8, 2), (128, 64, 8, 4)],
+    "dkv": [(64, 64, 4, 2), (32, 64, 4, 3), (64, 64, 4, 3), (64, 128, 8, 2), (32, 64, 4, 4)],
+}  # fmt: skip
+
+
 def sweep(tokens: int, seconds: float) -> list[dict[str, Any]]:
-    """Tile shapes of each kernel, global and local heads apart."""
+    """Tile shapes (queries, keys, warps, stages, registers) of each kernel, global and local heads apart."""
     rows: list[dict[str, Any]] = []
     base, ends = flash.PLANS[D], time.time() + seconds
-    shapes: dict[str, list[tuple[int, ...]]] = {
-        "forward": [(128, 64, 8, 3), (128, 64, 8, 2, 128), (128, 64, 8, 2), (128, 32, 8, 4, 128), (128, 128, 8, 2),
-                    (128, 128, 8, 3), (128, 64, 8, 4), (64, 64, 4, 3)],
-        "dq": [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3, 128), (64, 64, 4, 2), (128, 32, 8, 3)],
-        "dkv": [(64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 3)],
-    }  # fmt: skip
-    for kernel, candidates in shapes.items():
-        for shape in candidates:
-            row: dict[str, Any] = {"kernel": kernel, "tiles": shape}
-            if time.time() > ends:
-                break
-            flash.PLANS[D] = replace(base, **{kernel: flash.Tiles(*shape)})
-            for name, heads, local in (("global", 12, 0), ("local", 12, 12)):
-                try:
-                    ours = Prepared(tokens, heads, local, math.sqrt(D))
-                    run = ours.forward if kernel == "forward" else ours.backward()
-                    row[name] = milliseconds(run, 0.15)
-                    row[name + "_tflops"] = ours.flops * (1 if kernel == "forward" else 2.5) / row[name] / 1e9
-                except Exception as problem:  # noqa: BLE001 - too many registers or too much shared memory
-                    row[name] = f"{type(problem).__name__}"
-            print(row, flush=True)
-            rows.append(row)
+    for kernel, shape in ((kernel, shape) for kernel, shapes in CANDIDATES.items() for shape in shapes):
+        if time.time() > ends:
+            break
+        flash.PLANS[D] = replace(base, **{kernel: flash.Tiles(*shape)})
+        row: dict[str, Any] = {"kernel": kernel, "tiles": shape}
+        for name, heads, local in (("global", 12, 0), ("local", 12, 12)):
+            try:
+                ours = Prepared(tokens, heads, local, math.sqrt(D))
+                run = ours.forward if kernel == "forward" else ours.backward()
+                row[name] = sum(t for key, t in by_kernel(run).items() if key == f"{kernel}_kernel")
+            except Exception as problem:  # noqa: BLE001 - too many registers or too much shared memory
+                row[name] = type(problem).__name__
+        print(row, flush=True)
+        rows.append(row)
     flash.PLANS[D] = base
     return rows
 
