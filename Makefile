@@ -25,7 +25,7 @@ test-slow: $(VENV)/installed-test
 	$(PYTEST) -m "slow and not gpu"
 
 test-gpu: $(VENV)/installed-test
-	$(PYTEST) -m gpu
+	$(PYTEST) -m gpu -n 4
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

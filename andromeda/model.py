@@ -18,15 +18,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from andromeda import positions
 from andromeda.cache import Cache, next_shift_state, shift_tokens
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
-from andromeda.kernels import Geometry, attention
+from andromeda.kernels import Geometry, attention, embed, linear_cross_entropy
 
-LOSS_CHUNK = 2**26  # logits held at once: 256 MiB in float32
 EMBEDDING_STD = 0.02
 
 EmbeddingProvider = Callable[[AndromedaConfig], nn.Module]
@@ -55,6 +53,9 @@ class AndromedaEmbedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=EMBEDDING_STD)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return embed(ids, self.weight)
 
 
 @dataclass(frozen=True)
@@ -301,22 +302,15 @@ class Andromeda(nn.Module):
 
         Of many tokens, the logits of only a part are held at a time; the backward pass computes them again.
         """
-        hidden, targets = self.hidden(ids, documents=documents).flatten(0, 1), targets.flatten()
-        weight, rows = self.output_weight, max(1, LOSS_CHUNK // self.config.num_tokens)
-        if len(hidden) <= rows:
-            return _cross_entropy(hidden, weight, targets).view(ids.shape)
-        losses = [
-            checkpoint(_cross_entropy, part, weight, goals, use_reentrant=False)
-            for part, goals in zip(hidden.split(rows), targets.split(rows), strict=True)
-        ]
-        return torch.cat(losses).view(ids.shape)
+        hidden = self.hidden(ids, documents=documents).flatten(0, 1)
+        return linear_cross_entropy(hidden, self.output_weight, targets.flatten()).view(ids.shape)
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise AndromedaError(
                 f"model: token ids must be (batch, tokens), at least one token; got {tuple(ids.shape)}"
             )
-        if ids.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the device
             low, high = (int(x) for x in torch.aminmax(ids))
             if low < 0 or high >= self.config.num_tokens:
                 wrong = low if low < 0 else high
@@ -382,7 +376,3 @@ def _build_embedding(config: AndromedaConfig) -> nn.Module:
             "register it with andromeda.model.register_embedding, or pass the module"
         )
     return EMBEDDING_PROVIDERS[config.embedding_provider](config)
-
-
-def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")

@@ -23,6 +23,7 @@ from andromeda.cache import Cache
 from andromeda.config import PRESETS, AndromedaConfig, preset
 from andromeda.errors import AndromedaError
 from andromeda.kernels import BACKENDS, attention_backend
+from andromeda.kernels import loss as loss_module
 from andromeda.model import EMBEDDING_PROVIDERS, Andromeda, document_starts, register_embedding
 
 # Small, but with all there is: windows of 15 to 93 tokens, global heads, and a trained length (16) that is exceeded.
@@ -276,7 +277,7 @@ class TestPackedDocuments:
         targets = ids.roll(-1, 1)
         results = []
         for rows in (1000, 7):
-            monkeypatch.setattr(model_module, "LOSS_CHUNK", rows * BASE["num_tokens"])
+            monkeypatch.setattr(loss_module, "LOSS_CHUNK", rows * BASE["num_tokens"])
             losses = model.token_losses(ids, targets)
             losses.sum().backward()
             results.append({"losses": losses, **gradients(model)})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from andromeda.kernels.geometry import Geometry, check_shapes
+from andromeda.kernels.launch import has_triton
 from andromeda.kernels.reference import reference_attention
 from andromeda.kernels.rotation import MAX_DECAY_EXPONENT, xpos_chunk
 from andromeda.kernels.short import is_short, short_attention
@@ -33,7 +32,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "tiled": tiled_attention,
     "triton": _flash,
 }
-_forced: ContextVar[str | None] = ContextVar("attention_backend", default=None)
+_forced: str | None = None  # a plain global: torch.compile guards it
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: bool = True) -> Tensor:
@@ -50,7 +49,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: boo
         ValueError: shapes that do not fit together.
     """
     check_shapes(q, k, v, geometry)
-    name = _forced.get() or choose_backend(q.device, q.dtype, q.shape[3], k.shape[1], geometry, flash=flash)
+    name = _forced or choose_backend(q.device, q.dtype, q.shape[3], k.shape[1], geometry, flash=flash)
     return BACKENDS[name](q, k, v, geometry)
 
 
@@ -65,10 +64,11 @@ def choose_backend(
     return "short" if is_short(keys, geometry) else "tiled"
 
 
-@functools.lru_cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
 def has_flash_kernels(device: torch.device) -> bool:
     """Whether Triton is there, and a GPU that it serves (compute capability 8 or more)."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or not has_triton():
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -84,8 +84,9 @@ def attention_backend(name: str) -> Iterator[None]:
     """Within the block all attention takes this backend: for tests and comparisons."""
     if name not in BACKENDS:
         raise ValueError(f"attention: no backend {name!r}; backends: {', '.join(BACKENDS)}")
-    token = _forced.set(name)
+    global _forced
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before

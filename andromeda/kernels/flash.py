@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from andromeda.kernels import rotate
-from andromeda.kernels.flash_backward import delta_kernel, dq_kernel, key_kernel
+from andromeda.kernels.flash_backward import delta_kernel, dkv_kernel, dq_kernel
 from andromeda.kernels.flash_forward import forward_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
@@ -44,23 +44,22 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tile sizes of the four kernels."""
+    """Tile sizes of the three kernels."""
 
     forward: Tiles
     dq: Tiles
-    dk: Tiles
-    dv: Tiles
+    dkv: Tiles
 
 
 # What measured fastest on one H200 (benchmarks/results/attention.md). Small tiles of one warp group win, two programs
 # a multiprocessor: one's exponentials run under the other's products.
 PLANS = {
-    128: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
-    64: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
-    32: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
+    128: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
+    64: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
+    32: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
 }
 # Many tiles at small lengths.
-INTERPRETED_PLAN = Plan(Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1), Tiles(32, 32, 4, 1))
+INTERPRETED_PLAN = Plan(Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1))
 
 
 def plan(dim_head: int) -> Plan:
@@ -97,11 +96,10 @@ def prepared_attention(q: Tensor, keys: Tensor, v: Tensor, geometry: Geometry, o
     Returns:
         (B, T, heads, D).
     """
-    q, v = rotate.unit_stride(q), _aligned(v)
     rotary, heads = geometry.rotary, q.shape[2]
     local = 0 if geometry.slopes is None else heads if geometry.local_heads is None else geometry.local_heads
     arguments = (
-        q, _aligned(keys), v, geometry.slopes, geometry.windows, geometry.bounds, geometry.starts, local,
+        rotate.unit_stride(q), keys, v, geometry.slopes, geometry.windows, geometry.bounds, geometry.starts, local,
         *((0, 0.0, 1.0) if rotary is None else (rotary.heads, rotary.xpos_scale or 0.0, rotary.interpolation)),
     )  # fmt: skip
     if out is not None:
@@ -143,11 +141,14 @@ def _forward(
     batch, queries, heads, dim_head = q.shape
     if lse is None:
         lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    keys, v = _aligned(keys), _aligned(v)
     rotary = _rotary(q, rotated, xpos_scale, interpolation)
     num_keys, tiles = keys.shape[3], plan(dim_head).forward
     first, rows = num_keys - queries, tiles.queries
     num_tiles = (num_keys - 1) // rows - first // rows + 1
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
+    if num_keys <= tiles.keys:  # with a maximum, a weight of 1 is exactly 1, and so few keys pay nothing for it
+        bounds = None
     for segment in _segments(heads, local, rotated):
         for online in (True,) if bounds is None else (False, True):
             forward_kernel[(num_tiles * segment.count, batch)](
@@ -166,7 +167,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, and dkeys and dv in float32's sums, rounded to the inputs' types."""
     batch, queries, heads, dim_head = q.shape
-    dout, rotary = rotate.unit_stride(_aligned(dout)), _rotary(q, rotated, xpos_scale, interpolation)
+    dout, keys, v = _aligned(dout), _aligned(keys), _aligned(v)
+    rotary = _rotary(q, rotated, xpos_scale, interpolation)
     delta = torch.empty_like(lse)
     delta_kernel[(triton.cdiv(queries, 64), batch * heads)](
         out, dout, delta, *out.stride()[:3], *dout.stride()[:3], queries, heads, D=dim_head, TOKENS=64
@@ -184,47 +186,52 @@ def _backward(
             **_switches(segment, rotary, windows, starts),
             D=dim_head, **tiles.options(),
         )  # fmt: skip
-    place = (dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
-    dkeys, dv = torch.zeros(keys.shape, dtype=keys.dtype, device=keys.device), torch.empty_like(v)
-    for (which, kv), parts in _key_sums(*place, values=False).items():
-        dkeys[which, :, kv] = _sum(parts)
-    by_head = _key_sums(*place, values=True)
-    for kv in range(keys.shape[2]):
-        dv[:, :, kv] = _sum([part for (_, owner), parts in by_head.items() if owner == kv for part in parts])
+    dkeys, dv = _dkv(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
     return dq, dkeys, dv
 
 
-def _key_sums(
+def _dkv(
     dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
-    windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None, *, values: bool,
-) -> dict[tuple[int, int], list[Tensor]]:  # fmt: skip
-    """Partial sums (B, S, D) of dk or dv over groups of heads: (rotated or not, k/v head) -> what is to be added up."""
+    windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(W, B, kv_heads, S, D) and (B, S, kv_heads, D): partial sums over groups of heads, added in a fixed order."""
     batch, _, heads, dim_head = q.shape
     _, _, kv_heads, num_keys, _ = keys.shape
-    tiles = plan(dim_head).dv if values else plan(dim_head).dk
+    tiles = plan(dim_head).dkv
     blocks = triton.cdiv(num_keys, tiles.keys)
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     q_at, dout_at = (_descriptor(x.transpose(1, 2), tiles.queries) for x in (_aligned(q), dout))
     ends = None if starts is None else _document_ends(starts)
-    sums: dict[tuple[int, int], list[Tensor]] = {}
+    sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
         share = _share(segment.count, blocks * batch) if kv_heads == 1 else 1
         groups = segment.count // share
-        total = torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device)
-        key_kernel[(blocks * groups, batch)](
-            q_at, keys_at, v_at, dout_at, lse, delta, total,
+        dk, dv = (
+            torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device) for _ in range(2)
+        )
+        dkv_kernel[(blocks * groups, batch)](
+            q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
             *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q),
             q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
-            VALUES=values, **_switches(segment, rotary, windows, starts), SHARE=share, D=dim_head, **tiles.options(),
+            **_switches(segment, rotary, windows, starts), SHARE=share,
+            D=dim_head, **tiles.options(),
         )  # fmt: skip
         for g in range(groups):
             place = int(segment.rotated), (segment.first + g * share) // (heads // kv_heads)
-            sums.setdefault(place, []).append(total[g])
-    return sums
+            sums.setdefault(place, []).append((dk[g], dv[g]))
+    return _add_up(sums, keys, v)
+
+
+def _add_up(sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]], keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    dkeys, dv = torch.zeros(keys.shape, dtype=keys.dtype, device=keys.device), torch.empty_like(v)
+    for (which, kv), parts in sums.items():
+        dkeys[which, :, kv] = _sum([dk for dk, _ in parts])
+    for kv in range(keys.shape[2]):
+        dv[:, :, kv] = _sum([part for (_, owner), parts in sums.items() if owner == kv for _, part in parts])
+    return dkeys, dv
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
-    """In a fixed order."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part

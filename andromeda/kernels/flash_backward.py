@@ -146,10 +146,10 @@ def dq_kernel(
 
 
 @triton.jit
-def _key_tiles(
-    acc, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h,
-    lo, hi, first, j, slope, window, offset, queries,
-    VALUES: tl.constexpr, MASKED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
+def _dkv_tiles(
+    dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr,
+    batch, h, lo, hi, first, j, slope, window, offset, queries,
+    MASKED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Tiles of queries lo, lo + BM, ... below hi; all products transposed: keys by queries."""
@@ -161,10 +161,9 @@ def _key_tiles(
         row = i - offset
         inside = (row >= 0) & (row < queries)
         ahead = tl.load(lse_ptr + row, mask=inside, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
         s = dot(k, q_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
-        if not VALUES:
-            delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
-            dp = dot(values, dout_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
+        dp = dot(values, dout_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
         if LOCAL:
             ahead += slope * (i - first).to(tl.float32)
             s += behind[:, None]
@@ -177,18 +176,18 @@ def _key_tiles(
                 start = tl.load(starts_ptr + i, mask=inside, other=0).to(tl.int32)
                 seen = seen & (j[:, None] >= start[None, :])
             p = tl.where(seen, p, 0.0)
-        if VALUES:
-            acc = dot(p.to(dout_tile.dtype), dout_tile, acc, WIDEN)
-        else:
-            acc = dot((p * (dp - delta[None, :])).to(q_tile.dtype), q_tile, acc, WIDEN)
-    return acc
+        dv = dot(p.to(dout_tile.dtype), dout_tile, dv, WIDEN)
+        ds = p * (dp - delta[None, :])
+        dk = dot(ds.to(q_tile.dtype), q_tile, dk, WIDEN)
+    return dk, dv
 
 
 @triton.jit
-def _key_span(
-    acc, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h,
-    lo, hi, all_until, first, j, slope, window, offset, queries,
-    VALUES: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
+def _dkv_span(
+    dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr,
+    batch, h, lo, hi, all_until, first, j, slope, window, offset,
+    queries,
+    LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Queries lo..hi - 1: on the diagonal, whole, cut by the window's or the document's end."""
@@ -196,35 +195,35 @@ def _key_span(
     right = hi
     if LOCAL or PACKED:
         right = tl.maximum(tl.minimum(all_until // BM * BM, hi), left)
-    acc = _key_tiles(
-        acc, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, lo, left, first, j, slope, window,
-        offset, queries, VALUES, True, LOCAL, PACKED, WIDEN, D, BM, BN,
+    dk, dv = _dkv_tiles(
+        dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, lo, left, first, j, slope, window,
+        offset, queries, True, LOCAL, PACKED, WIDEN, D, BM, BN,
     )  # fmt: skip
-    acc = _key_tiles(
-        acc, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, left, right, first, j, slope, window,
-        offset, queries, VALUES, False, LOCAL, PACKED, WIDEN, D, BM, BN,
+    dk, dv = _dkv_tiles(
+        dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, left, right, first, j, slope, window,
+        offset, queries, False, LOCAL, PACKED, WIDEN, D, BM, BN,
     )  # fmt: skip
     if LOCAL or PACKED:
-        acc = _key_tiles(
-            acc, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, right, hi, first, j, slope, window,
-            offset, queries, VALUES, True, LOCAL, PACKED, WIDEN, D, BM, BN,
+        dk, dv = _dkv_tiles(
+            dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, right, hi, first, j, slope, window,
+            offset, queries, True, LOCAL, PACKED, WIDEN, D, BM, BN,
         )  # fmt: skip
-    return acc
+    return dk, dv
 
 
 @triton.jit
-def key_kernel(
-    q, keys, v, dout, lse_ptr, delta_ptr, sum_ptr,
+def dkv_kernel(
+    q, keys, v, dout, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     slopes_ptr, windows_ptr, starts_ptr, ends_ptr, decay_ptr,
     queries, num_keys, heads, first_head, num_groups, group,
-    VALUES: tl.constexpr, WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
+    WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, WIDEN: tl.constexpr, SHARE: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dk, or dv with VALUES. Both at once would need one product less, and more registers than there are.
+    """Grid (key blocks * num_groups, batch): early keys, which most queries see, first.
 
-    Grid (key blocks * num_groups, batch): early keys, which most queries see, first. A program sums over SHARE heads of
-    one key/value head: q, dout (B, heads, T, D) as descriptors; sum (num_groups, B, S, D) float32.
+    A program sums over SHARE heads of one key/value head: q, dout (B, heads, T, D) as descriptors;
+    dk, dv (num_groups, B, S, D) float32.
     """
     batch = tl.program_id(1)
     member = tl.program_id(0) % num_groups
@@ -233,9 +232,7 @@ def key_kernel(
     h0 = first_head + member * SHARE
     offset = num_keys - queries
     k = keys.load([WHICH, batch, h0 // group, first, 0]).reshape(BN, D)
-    values = k
-    if not VALUES:
-        values = v.load([batch, h0 // group, first, 0]).reshape(BN, D)
+    values = v.load([batch, h0 // group, first, 0]).reshape(BN, D)
     last = tl.minimum(first + BN, num_keys) - 1
     starts_ptr += batch.to(tl.int64) * num_keys
     ends_ptr += batch.to(tl.int64) * num_keys
@@ -244,39 +241,44 @@ def key_kernel(
         end = tl.load(ends_ptr + last).to(tl.int32)
         whole_end = tl.load(ends_ptr + first).to(tl.int32)
     lo = tl.maximum(first, offset) // BM * BM
-    nearest, chunks = 0, 1  # chunks of queries that this block's keys reach
+    dk = tl.zeros([BN, D], tl.float32)
+    dv = tl.zeros([BN, D], tl.float32)
     if CHUNK > 0:
         farthest = end
         if LOCAL:
             farthest = lo
             for h in range(h0, h0 + SHARE):
                 farthest = tl.maximum(farthest, tl.minimum(end, last + head_window(windows_ptr, h, HAS_WINDOWS)))
-        nearest = first // CHUNK
-        chunks = tl.maximum((farthest - 1) // CHUNK - nearest + 1, 0)
         log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2)) * CHUNK
-    acc = tl.zeros([BN, D], tl.float32)
-    for back in range(chunks):
-        near, until, aged = lo, end, k
-        if CHUNK > 0:  # the farthest chunk first
-            behind = chunks - 1 - back
-            near = tl.maximum(lo, (nearest + behind) * CHUNK)
-            until = tl.minimum(end, (nearest + behind + 1) * CHUNK)
-            aged = (k.to(tl.float32) * tl.exp2(log_decay * behind.to(tl.float32))[None, :]).to(k.dtype)
-            if not VALUES:
-                acc = acc * tl.exp2(log_decay)[None, :]  # Horner's rule, as in dq
+        nearest = first // CHUNK
+        for back in range((farthest - 1) // CHUNK - nearest + 1):
+            chunk = (farthest - 1) // CHUNK - back
+            aged = (k.to(tl.float32) * tl.exp2(log_decay * (chunk - nearest).to(tl.float32))[None, :]).to(k.dtype)
+            dk = dk * tl.exp2(log_decay)[None, :]  # Horner's rule, as in dq
+            for h in range(h0, h0 + SHARE):
+                window = head_window(windows_ptr, h, HAS_WINDOWS)
+                slope = 0.0
+                if LOCAL:
+                    slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
+                rows = (batch * heads + h).to(tl.int64) * queries
+                dk, dv = _dkv_span(
+                    dk, dv, aged, values, q, dout, lse_ptr + rows, delta_ptr + rows, starts_ptr, batch, h,
+                    tl.maximum(lo, chunk * CHUNK), tl.minimum(tl.minimum(end, last + window), (chunk + 1) * CHUNK),
+                    tl.minimum(whole_end, first + window), first, j, slope, window, offset, queries,
+                    LOCAL, PACKED, WIDEN, D, BM, BN,
+                )  # fmt: skip
+    else:
         for h in range(h0, h0 + SHARE):
             window = head_window(windows_ptr, h, HAS_WINDOWS)
             slope = 0.0
             if LOCAL:
                 slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
             rows = (batch * heads + h).to(tl.int64) * queries
-            acc = _key_span(
-                acc, aged, values, q, dout, lse_ptr + rows, delta_ptr + rows, starts_ptr, batch, h,
-                near, tl.minimum(until, last + window), tl.minimum(whole_end, first + window), first, j,
-                slope, window, offset, queries, VALUES, LOCAL, PACKED, WIDEN, D, BM, BN,
+            dk, dv = _dkv_span(
+                dk, dv, k, values, q, dout, lse_ptr + rows, delta_ptr + rows, starts_ptr, batch, h,
+                lo, tl.minimum(end, last + window), tl.minimum(whole_end, first + window), first, j, slope, window,
+                offset, queries, LOCAL, PACKED, WIDEN, D, BM, BN,
             )  # fmt: skip
-    if not VALUES:
-        acc *= LN_2
-    place = (member * tl.num_programs(1) + batch).to(tl.int64) * num_keys
-    rows = sum_ptr + (place + j[:, None]) * D + tl.arange(0, D)[None, :]
-    tl.store(rows, acc, mask=(j < num_keys)[:, None])
+    target = ((member * tl.num_programs(1) + batch).to(tl.int64) * num_keys + j[:, None]) * D + tl.arange(0, D)[None, :]
+    tl.store(dk_ptr + target, dk * LN_2, mask=(j < num_keys)[:, None])
+    tl.store(dv_ptr + target, dv, mask=(j < num_keys)[:, None])

@@ -1,17 +1,13 @@
-"""Without a GPU the Triton kernels run under Triton's interpreter, which has to be chosen before they are defined."""
+"""What tests of kernels share."""
 
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -52,14 +52,14 @@ def run(function: Callable[..., Tensor], xs: list[Tensor], g: Geometry, dtype: t
 
 
 def in_parts(xs: list[Tensor], g: Geometry, dtype: torch.dtype) -> list[Tensor]:
-    """The reference, a head and 1,024 queries at a time: all at once it would take too much memory."""
+    """The reference, a head and 256 queries at a time: all at once it would take too much memory."""
     q, k, v = xs
     group, offset = q.shape[2] // k.shape[2], k.shape[1] - q.shape[1]
     out, dq = torch.empty_like(q, dtype=dtype), torch.empty_like(q, dtype=dtype)
     wide = torch.promote_types(dtype, torch.float32)
     dk, dv = (torch.zeros(x.shape, dtype=wide, device="cuda") for x in (k, v))
     weight = torch.randn(q.shape, generator=torch.Generator("cuda").manual_seed(3), device="cuda").to(q.dtype)
-    for h, rows in itertools.product(range(q.shape[2]), torch.arange(q.shape[1]).split(1024)):
+    for h, rows in itertools.product(range(q.shape[2]), torch.arange(q.shape[1]).split(256)):
         assert g.slopes is not None and g.windows is not None and g.rotary is not None
         first, end = int(rows[0]), int(rows[-1]) + 1
         seen, own, kv = slice(0, offset + end), slice(first, end), slice(h // group, h // group + 1)
