@@ -16,11 +16,15 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def delta_kernel(
-    out_ptr, dout_ptr, delta_ptr,
-    out_b, out_t, out_h, dout_b, dout_t, dout_h, tokens, heads,
+    out_ptr, dout_ptr, lse_ptr, rows_ptr,
+    out_b, out_t, out_h, dout_b, dout_t, dout_h, tokens, heads, offset, rows_h,
     D: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum over channels of out * dout, (B, heads, T): the softmax's own share of the gradient."""
+    """rows (2, B, heads, rows_h): the log-sum-exp, and delta = sum over channels of out * dout.
+
+    Delta is the softmax's own share of the gradient. A query at position i stands in place i - offset // 4 * 4 of its
+    row, because tensor descriptors want places in multiples of 16 bytes.
+    """
     batch, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     t = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     inside = t < tokens
@@ -28,7 +32,10 @@ def delta_kernel(
     out = tl.load(out_ptr + batch * out_b + h * out_h + t[:, None] * out_t + c, mask=inside[:, None], other=0.0)
     dout = tl.load(dout_ptr + batch * dout_b + h * dout_h + t[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    tl.store(delta_ptr + (batch * heads + h) * tokens + t, delta, mask=inside)
+    lse = tl.load(lse_ptr + tl.program_id(1).to(tl.int64) * tokens + t, mask=inside, other=0.0)
+    row = tl.program_id(1).to(tl.int64) * rows_h + t + offset % 4
+    tl.store(rows_ptr + row, lse, mask=inside)
+    tl.store(rows_ptr + tl.num_programs(1).to(tl.int64) * rows_h + row, delta, mask=inside)
 
 
 @triton.jit
@@ -90,14 +97,14 @@ def _dq_span(
 
 @triton.jit
 def dq_kernel(
-    q_ptr, keys, v, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
+    q_ptr, keys, v, dout_ptr, lse_ptr, delta_ptr, dq_ptr, rows_h,
     slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
     q_b, q_t, q_h, dout_b, dout_t, dout_h, dq_b, dq_t, dq_h,
     queries, num_keys, heads, first_head, num_heads, group, tiles,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, WIDEN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Grid and shapes of the forward kernel; delta, lse (B, heads, T)."""
+    """Grid and shapes of the forward kernel; delta, lse (B, heads, rows_h)."""
     batch = tl.program_id(1)
     h = first_head + num_heads - 1 - tl.program_id(0) // tiles
     offset = num_keys - queries
@@ -109,7 +116,7 @@ def dq_kernel(
     wide = batch.to(tl.int64)
     q = tl.load(q_ptr + wide * q_b + h * q_h + row[:, None] * q_t + c, mask=inside[:, None], other=0.0)
     dout = tl.load(dout_ptr + wide * dout_b + h * dout_h + row[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
-    rows = (wide * heads + h) * queries + row
+    rows = (wide * heads + h) * rows_h + row + offset % 4
     lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf"))
     delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
 
@@ -147,7 +154,7 @@ def dq_kernel(
 
 @triton.jit
 def _dkv_tiles(
-    dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr,
+    dk, dv, k, values, q, dout, lse, delta, starts_ptr,
     batch, h, lo, hi, first, j, slope, window, offset, queries,
     MASKED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -158,10 +165,9 @@ def _dkv_tiles(
         q_tile = q.load([batch, h, i0 - offset, 0]).reshape(BM, D)
         dout_tile = dout.load([batch, h, i0 - offset, 0]).reshape(BM, D)
         i = i0 + tl.arange(0, BM)
-        row = i - offset
-        inside = (row >= 0) & (row < queries)
-        ahead = tl.load(lse_ptr + row, mask=inside, other=float("inf"))
-        delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
+        # all zeros in rows that are no query's: they add nothing
+        ahead = lse.load([batch, h, i0 - offset // 4 * 4]).reshape(BM)
+        own = delta.load([batch, h, i0 - offset // 4 * 4]).reshape(BM)
         s = dot(k, q_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
         dp = dot(values, dout_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
         if LOCAL:
@@ -173,18 +179,18 @@ def _dkv_tiles(
             if LOCAL:
                 seen = seen & (j[:, None] > (i - window)[None, :])
             if PACKED:
-                start = tl.load(starts_ptr + i, mask=inside, other=0).to(tl.int32)
+                start = tl.load(starts_ptr + i, mask=i < offset + queries, other=0).to(tl.int32)
                 seen = seen & (j[:, None] >= start[None, :])
             p = tl.where(seen, p, 0.0)
         dv = dot(p.to(dout_tile.dtype), dout_tile, dv, WIDEN)
-        ds = p * (dp - delta[None, :])
+        ds = p * (dp - own[None, :])
         dk = dot(ds.to(q_tile.dtype), q_tile, dk, WIDEN)
     return dk, dv
 
 
 @triton.jit
 def _dkv_span(
-    dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr,
+    dk, dv, k, values, q, dout, lse, delta, starts_ptr,
     batch, h, lo, hi, all_until, first, j, slope, window, offset,
     queries,
     LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
@@ -196,16 +202,16 @@ def _dkv_span(
     if LOCAL or PACKED:
         right = tl.maximum(tl.minimum(all_until // BM * BM, hi), left)
     dk, dv = _dkv_tiles(
-        dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, lo, left, first, j, slope, window,
+        dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h, lo, left, first, j, slope, window,
         offset, queries, True, LOCAL, PACKED, WIDEN, D, BM, BN,
     )  # fmt: skip
     dk, dv = _dkv_tiles(
-        dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, left, right, first, j, slope, window,
+        dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h, left, right, first, j, slope, window,
         offset, queries, False, LOCAL, PACKED, WIDEN, D, BM, BN,
     )  # fmt: skip
     if LOCAL or PACKED:
         dk, dv = _dkv_tiles(
-            dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr, batch, h, right, hi, first, j, slope, window,
+            dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h, right, hi, first, j, slope, window,
             offset, queries, True, LOCAL, PACKED, WIDEN, D, BM, BN,
         )  # fmt: skip
     return dk, dv
@@ -213,17 +219,17 @@ def _dkv_span(
 
 @triton.jit
 def dkv_kernel(
-    q, keys, v, dout, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+    q, keys, v, dout, lse, delta, dk_ptr, dv_ptr,
     slopes_ptr, windows_ptr, starts_ptr, ends_ptr, decay_ptr,
-    queries, num_keys, heads, first_head, num_groups, group,
+    queries, num_keys, first_head, num_groups, group,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, WIDEN: tl.constexpr, SHARE: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (key blocks * num_groups, batch): early keys, which most queries see, first.
 
-    A program sums over SHARE heads of one key/value head: q, dout (B, heads, T, D) as descriptors;
-    dk, dv (num_groups, B, S, D) float32.
+    A program sums over SHARE heads of one key/value head: q, dout (B, heads, T, D) and lse, delta (B, heads, T) as
+    descriptors; dk, dv (num_groups, B, S, D) float32.
     """
     batch = tl.program_id(1)
     member = tl.program_id(0) % num_groups
@@ -260,9 +266,8 @@ def dkv_kernel(
                 slope = 0.0
                 if LOCAL:
                     slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
-                rows = (batch * heads + h).to(tl.int64) * queries
                 dk, dv = _dkv_span(
-                    dk, dv, aged, values, q, dout, lse_ptr + rows, delta_ptr + rows, starts_ptr, batch, h,
+                    dk, dv, aged, values, q, dout, lse, delta, starts_ptr, batch, h,
                     tl.maximum(lo, chunk * CHUNK), tl.minimum(tl.minimum(end, last + window), (chunk + 1) * CHUNK),
                     tl.minimum(whole_end, first + window), first, j, slope, window, offset, queries,
                     LOCAL, PACKED, WIDEN, D, BM, BN,
@@ -273,9 +278,8 @@ def dkv_kernel(
             slope = 0.0
             if LOCAL:
                 slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
-            rows = (batch * heads + h).to(tl.int64) * queries
             dk, dv = _dkv_span(
-                dk, dv, k, values, q, dout, lse_ptr + rows, delta_ptr + rows, starts_ptr, batch, h,
+                dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h,
                 lo, tl.minimum(end, last + window), tl.minimum(whole_end, first + window), first, j, slope, window,
                 offset, queries, LOCAL, PACKED, WIDEN, D, BM, BN,
             )  # fmt: skip
