@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PAGE = 64  # tokens; capacities are multiples, so that the decode kernel can see the buffers as pages
+
 
 class Cache:
     """Keys (neither rotated nor decayed), values, and the last tokens before each token shift. Gradients stop here.
@@ -31,7 +33,7 @@ class Cache:
         for store, new in ((self._keys, k), (self._values, v)):
             held = store.get(block)
             if held is None or held.shape[1] < end:
-                capacity = end if held is None else max(end, 2 * held.shape[1])
+                capacity = -(-(end if held is None else max(end, 2 * held.shape[1])) // PAGE) * PAGE
                 grown = new.new_empty(new.shape[0], capacity, *new.shape[2:])
                 if held is not None:
                     grown[:, : self.length] = held[:, : self.length]

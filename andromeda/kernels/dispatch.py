@@ -11,13 +11,16 @@ from torch import Tensor
 
 from andromeda.kernels.geometry import Geometry, check_shapes
 from andromeda.kernels.launch import has_triton
+from andromeda.kernels.paged import as_pages, whole_buffer
 from andromeda.kernels.reference import reference_attention
-from andromeda.kernels.rotation import MAX_DECAY_EXPONENT, xpos_chunk
+from andromeda.kernels.rotation import MAX_DECAY_EXPONENT, longest_span, xpos_chunk
 from andromeda.kernels.short import is_short, short_attention
 from andromeda.kernels.tiled import tiled_attention
 
 FLASH_DIMS = (32, 64, 128)
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
+DECODE_TOKENS = 16  # new ones a sequence, at most
+DECODE_UNITS = 4096  # sequences times key/value heads, at most
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
@@ -26,11 +29,23 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
     return flash_attention(q, k, v, geometry)
 
 
+def _decode(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
+    from andromeda.kernels.decode import decode_attention
+
+    buffers = [whole_buffer(x) for x in (k, v)]
+    if buffers[0] is None or buffers[1] is None:
+        raise ValueError("attention: the decode kernel reads keys and values in whole pages; see kernels.paged")
+    (k_pages, table), (v_pages, _) = as_pages(buffers[0]), as_pages(buffers[1])
+    lengths = torch.full((k.shape[0],), k.shape[1], dtype=torch.int32, device=k.device)
+    return decode_attention(q, k_pages, v_pages, table, lengths, geometry)
+
+
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "reference": reference_attention,
     "short": short_attention,
     "tiled": tiled_attention,
     "triton": _flash,
+    "decode": _decode,
 }
 _forced: str | None = None  # a plain global: torch.compile guards it
 
@@ -50,6 +65,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: boo
     """
     check_shapes(q, k, v, geometry)
     name = _forced or choose_backend(q.device, q.dtype, q.shape[3], k.shape[1], geometry, flash=flash)
+    if name == "triton" and _is_decode_step(q, k, v, geometry):
+        name = "decode"
     return BACKENDS[name](q, k, v, geometry)
 
 
@@ -77,6 +94,15 @@ def _decays_gently(geometry: Geometry) -> bool:
     """Whether stored queries and keys, decayed by up to half a chunk, stay in float16's range."""
     rotary = geometry.rotary
     return rotary is None or rotary.steepest_decay * xpos_chunk(rotary) / 2 <= MAX_DECAY_EXPONENT
+
+
+def _is_decode_step(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> bool:
+    """Whether a few new tokens follow a cache in whole pages, for which no gradient is wanted."""
+    few = q.shape[1] <= min(DECODE_TOKENS, longest_span(geometry.rotary)) and q.shape[1] < k.shape[1]
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not few or learns or geometry.starts is not None or q.shape[0] * k.shape[2] > DECODE_UNITS:
+        return False
+    return whole_buffer(k) is not None and whole_buffer(v) is not None
 
 
 @contextmanager

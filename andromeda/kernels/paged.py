@@ -39,6 +39,23 @@ def as_pages(cache: Tensor, page_size: int = DEFAULT_PAGE) -> tuple[Tensor, Tens
     return paged, torch.arange(batch * pages, dtype=torch.int32, device=cache.device).view(batch, pages)
 
 
+def whole_buffer(held: Tensor, page_size: int = DEFAULT_PAGE) -> Tensor | None:
+    """The buffer (B, capacity, kv_heads, dim_head) whose first tokens `held` (B, S, kv_heads, dim_head) views.
+
+    None where it is not one in whole pages, or in one piece.
+    """
+    batch, tokens, kv_heads, dim_head = held.shape
+    row, token = held.stride()[:2]
+    capacity = row // token if token else 0
+    in_one_piece = held.stride()[1:] == (kv_heads * dim_head, dim_head, 1) and row == capacity * token
+    end = held.storage_offset() + batch * row
+    if not in_one_piece or capacity % page_size or capacity < tokens:
+        return None
+    if end * held.element_size() > held.untyped_storage().nbytes():
+        return None
+    return held.as_strided((batch, capacity, kv_heads, dim_head), held.stride())
+
+
 def decode_reference(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, geometry: Geometry
 ) -> Tensor:

@@ -16,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from andromeda.kernels import Geometry, Rotary
-from andromeda.kernels.paged import as_pages, decode_reference, gather_pages
+from andromeda.cache import Cache
+from andromeda.config import preset
+from andromeda.kernels import Geometry, Rotary, attention, attention_backend, dispatch
+from andromeda.kernels.paged import as_pages, decode_reference, gather_pages, whole_buffer
 from andromeda.kernels.reference import reference_attention
+from andromeda.model import Andromeda
 
 pytest.importorskip("triton")
 import triton
@@ -328,6 +331,9 @@ def check_on_gpu(lengths: list[int], new: int, case: Case, dtype: torch.dtype, d
     exact = decode_reference(*batch.to(torch.float64), geometry)
     ours, plain = (f(*batch, geometry).double() - exact for f in (decode_attention, decode_reference))
     spare = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
+    if not plain.isfinite().all():  # in float16 a slope times 131,072 tokens of distance is infinite
+        assert ours.square().mean().sqrt() < 2e-3 * exact.square().mean().sqrt()
+        return
     assert ours.abs().max().item() <= 2 * plain.abs().max().item() + spare
     assert ours.square().mean().sqrt().item() <= 2 * plain.square().mean().sqrt().item() + spare
 
@@ -376,3 +382,38 @@ class TestOnGpu:
             assert torch.equal(out, decode_attention(*batch, geometry))
             exact = decode_reference(*batch.to(torch.float64), geometry)
             torch.testing.assert_close(out.double(), exact, rtol=0.03, atol=0.03)
+
+
+# -- through the model and its cache
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "flags", [{}, {"rotary_heads": "all"}, {"attn_one_kv_head": False}], ids=["default", "all", "mha"]
+)
+def test_a_model_decodes_through_the_kernel(flags: dict[str, Any]) -> None:
+    """Token by token and three at once, behind a prefill: the same as all at once."""
+    config = preset("nano", num_tokens=50, max_seq_len=32, depth=2, dim=64, heads=4, alibi_num_heads=2, **flags)
+    model, ids, cache = Andromeda(config).eval(), torch.randint(50, (2, 75)), Cache()
+    with torch.inference_mode():
+        expected = model(ids)
+        parts = [model(ids[:, :61], cache=cache)]
+        with attention_backend("decode"):
+            parts += [model(part, cache=cache) for part in ids[:, 61:].split([1, 1, 3, 1, 8], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decode_step_is_known_by_its_buffers() -> None:
+    buffer = torch.zeros(2, 128, 1, 32)
+    held, q, geometry = buffer[:, :100], torch.zeros(2, 1, 4, 32), Geometry()
+    assert dispatch._is_decode_step(q, held, held, geometry)
+    assert not dispatch._is_decode_step(torch.zeros(2, 17, 4, 32), held, held, geometry)
+    assert not dispatch._is_decode_step(q, held.clone(), held.clone(), geometry)  # no whole pages
+    assert not dispatch._is_decode_step(q.requires_grad_(), held, held, geometry)
+    buffers = whole_buffer(held), whole_buffer(held[:1]), whole_buffer(held.clone()), whole_buffer(buffer[:, 64:])
+    assert buffers[0] is not None and buffers[0].shape == buffer.shape
+    assert buffers[1] is not None and buffers[1].shape == (1, 128, 1, 32)
+    assert buffers[2] is None
+    assert buffers[3] is None  # its rows run on past the end of the storage
+    with pytest.raises(ValueError, match="whole pages"), attention_backend("decode"):
+        attention(torch.zeros(2, 1, 4, 32), held.clone(), held.clone(), geometry)
