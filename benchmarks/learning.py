@@ -65,12 +65,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "SiLU": {"ff_activation": "silu"},
     "no windows": {"window_epsilon": 0.0},
 }
-SEEDED = (
-    "default",
-    "token shift by 2",
-    "DeepNorm, sequential",
-    "pre-norm, parallel",
-)  # with three seeds, to see what is noise
+# With three seeds, to see what is noise.
+SEEDED = ("default", "token shift by 2", "DeepNorm, sequential", "pre-norm, parallel", "pre-norm, sequential")
 
 
 @dataclass(frozen=True)
