@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PAGE = 64  # tokens; capacities are multiples, so that the decode kernel can see the buffers as pages
+from andromeda.kernels.paged import DEFAULT_PAGE
 
 
 class Cache:
@@ -33,7 +33,8 @@ class Cache:
         for store, new in ((self._keys, k), (self._values, v)):
             held = store.get(block)
             if held is None or held.shape[1] < end:
-                capacity = -(-(end if held is None else max(end, 2 * held.shape[1])) // PAGE) * PAGE
+                tokens = end if held is None else max(end, 2 * held.shape[1])
+                capacity = -(-tokens // DEFAULT_PAGE) * DEFAULT_PAGE  # so that it can be seen as pages
                 grown = new.new_empty(new.shape[0], capacity, *new.shape[2:])
                 if held is not None:
                     grown[:, : self.length] = held[:, : self.length]

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from andromeda.kernels.decode_kernels import decode_kernel, merge_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
-from andromeda.kernels.paged import check_paged
+from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, check_paged
 from andromeda.kernels.rotation import longest_span
 
 INTERPRETED = not hasattr(decode_kernel, "warmup") or triton.knobs.runtime.interpret
-MAX_NEW = 16  # tokens a sequence
-MAX_UNITS = 4096  # sequences times kv heads: every program holds their lengths
 MAX_ROWS = 64  # of a set of heads and a chunk of new tokens; more would not fit in registers
 DIMS = (32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16)

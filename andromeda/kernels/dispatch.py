@@ -11,7 +11,7 @@ from torch import Tensor
 
 from andromeda.kernels.geometry import Geometry, check_shapes
 from andromeda.kernels.launch import has_triton
-from andromeda.kernels.paged import as_pages, whole_buffer
+from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, as_pages, whole_buffer
 from andromeda.kernels.reference import reference_attention
 from andromeda.kernels.rotation import MAX_DECAY_EXPONENT, longest_span, xpos_chunk
 from andromeda.kernels.short import is_short, short_attention
@@ -19,8 +19,6 @@ from andromeda.kernels.tiled import tiled_attention
 
 FLASH_DIMS = (32, 64, 128)
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
-DECODE_TOKENS = 16  # new ones a sequence, at most
-DECODE_UNITS = 4096  # sequences times key/value heads, at most
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
@@ -32,6 +30,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
 def _decode(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
     from andromeda.kernels.decode import decode_attention
 
+    if _learns(q, k, v):
+        raise ValueError("attention: the decode kernel has no gradient; run it under torch.no_grad()")
     buffers = [whole_buffer(x) for x in (k, v)]
     if buffers[0] is None or buffers[1] is None:
         raise ValueError("attention: the decode kernel reads keys and values in whole pages; see kernels.paged")
@@ -64,20 +64,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: boo
         ValueError: shapes that do not fit together.
     """
     check_shapes(q, k, v, geometry)
-    name = _forced or choose_backend(q.device, q.dtype, q.shape[3], k.shape[1], geometry, flash=flash)
-    if name == "triton" and _is_decode_step(q, k, v, geometry):
-        name = "decode"
+    name = _forced or choose_backend(
+        q.device, q.dtype, q.shape[3], k.shape[1], geometry, flash=flash, step=_is_decode_step(q, k, v, geometry)
+    )
     return BACKENDS[name](q, k, v, geometry)
 
 
 def choose_backend(
-    device: torch.device, dtype: torch.dtype, dim_head: int, keys: int, geometry: Geometry, *, flash: bool = True
-) -> str:
-    """The name in BACKENDS of what computes attention over so many keys of such a type."""
+    device: torch.device, dtype: torch.dtype, dim_head: int, keys: int, geometry: Geometry, *, flash: bool = True,
+    step: bool = False,
+) -> str:  # fmt: skip
+    """The name in BACKENDS of what computes attention over so many keys of such a type; `step`: a few new tokens do."""
     if not flash:
         return "reference"
     if has_flash_kernels(device) and dtype in FLASH_DTYPES and dim_head in FLASH_DIMS and _decays_gently(geometry):
-        return "triton"
+        return "decode" if step else "triton"
     return "short" if is_short(keys, geometry) else "tiled"
 
 
@@ -98,11 +99,16 @@ def _decays_gently(geometry: Geometry) -> bool:
 
 def _is_decode_step(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> bool:
     """Whether a few new tokens follow a cache in whole pages, for which no gradient is wanted."""
-    few = q.shape[1] <= min(DECODE_TOKENS, longest_span(geometry.rotary)) and q.shape[1] < k.shape[1]
-    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if not few or learns or geometry.starts is not None or q.shape[0] * k.shape[2] > DECODE_UNITS:
+    few = q.shape[1] < k.shape[1] and q.shape[1] <= min(MAX_NEW, longest_span(geometry.rotary))
+    if not few or _learns(q, k, v) or geometry.starts is not None or q.shape[0] * k.shape[2] > MAX_UNITS:
+        return False
+    if torch.compiler.is_compiling():  # which cannot trace a look at the storage
         return False
     return whole_buffer(k) is not None and whole_buffer(v) is not None
+
+
+def _learns(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from andromeda.kernels.reference import reference_attention
 
 MIN_PAGE = 16  # tokens
 DEFAULT_PAGE = 64
+MAX_NEW = 16  # tokens a sequence that decode.py takes
+MAX_UNITS = 4096  # sequences times kv heads that it takes: every program holds their lengths
 
 
 def as_pages(cache: Tensor, page_size: int = DEFAULT_PAGE) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ precision. The interpreter's products are right in float32 alone, so there the b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from andromeda.cache import Cache
 from andromeda.config import preset
-from andromeda.kernels import Geometry, Rotary, attention, attention_backend, dispatch
+from andromeda.kernels import BACKENDS, Geometry, Rotary, attention, attention_backend, choose_backend, dispatch
 from andromeda.kernels.paged import as_pages, decode_reference, gather_pages, whole_buffer
 from andromeda.kernels.reference import reference_attention
 from andromeda.model import Andromeda
@@ -331,8 +332,10 @@ def check_on_gpu(lengths: list[int], new: int, case: Case, dtype: torch.dtype, d
     exact = decode_reference(*batch.to(torch.float64), geometry)
     ours, plain = (f(*batch, geometry).double() - exact for f in (decode_attention, decode_reference))
     spare = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
-    if not plain.isfinite().all():  # in float16 a slope times 131,072 tokens of distance is infinite
-        assert ours.square().mean().sqrt() < 2e-3 * exact.square().mean().sqrt()
+    if not plain.isfinite().all():  # in float16 a slope times 131,072 tokens of distance overflows
+        # Then ten roundings of float16 (2^-11), for each head: what a global one gives is a hundredth of a local one's.
+        error, size = (x.square().mean((0, 1, 3)).sqrt() for x in (ours, exact))
+        assert (error <= 5e-3 * size).all(), (error / size).tolist()
         return
     assert ours.abs().max().item() <= 2 * plain.abs().max().item() + spare
     assert ours.square().mean().sqrt().item() <= 2 * plain.square().mean().sqrt().item() + spare
@@ -394,12 +397,12 @@ class TestOnGpu:
 def test_a_model_decodes_through_the_kernel(flags: dict[str, Any]) -> None:
     """Token by token and three at once, behind a prefill: the same as all at once."""
     config = preset("nano", num_tokens=50, max_seq_len=32, depth=2, dim=64, heads=4, alibi_num_heads=2, **flags)
-    model, ids, cache = Andromeda(config).eval(), torch.randint(50, (2, 75)), Cache()
+    model, ids, cache = Andromeda(config).eval(), torch.randint(50, (2, 66)), Cache()
     with torch.inference_mode():
         expected = model(ids)
         parts = [model(ids[:, :61], cache=cache)]
         with attention_backend("decode"):
-            parts += [model(part, cache=cache) for part in ids[:, 61:].split([1, 1, 3, 1, 8], dim=1)]
+            parts += [model(part, cache=cache) for part in ids[:, 61:].split([1, 1, 3], dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -415,5 +418,53 @@ def test_a_decode_step_is_known_by_its_buffers() -> None:
     assert buffers[1] is not None and buffers[1].shape == (1, 128, 1, 32)
     assert buffers[2] is None
     assert buffers[3] is None  # its rows run on past the end of the storage
-    with pytest.raises(ValueError, match="whole pages"), attention_backend("decode"):
-        attention(torch.zeros(2, 1, 4, 32), held.clone(), held.clone(), geometry)
+
+
+def test_the_choice_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the flash kernels would run, for a decode step alone; a forced backend stays what it is."""
+    monkeypatch.setattr(dispatch, "has_flash_kernels", lambda device: True)
+    cpu, used = torch.device("cpu"), list[str]()
+    assert choose_backend(cpu, torch.float16, 32, 100, Geometry(), step=True) == "decode"
+    assert choose_backend(cpu, torch.float16, 32, 100, Geometry()) == "triton"
+    assert choose_backend(cpu, torch.float16, 32, 100, Geometry(), step=True, flash=False) == "reference"
+    assert choose_backend(cpu, torch.float32, 32, 100, Geometry(), step=True) == "short"
+
+    def spy(name: str) -> Callable[..., Tensor]:
+        def backend(q: Tensor, *_: Any) -> Tensor:
+            used.append(name)
+            return q
+
+        return backend
+
+    for name in ("triton", "decode"):
+        monkeypatch.setitem(BACKENDS, name, spy(name))
+    held = torch.zeros(2, 128, 1, 32, dtype=torch.float16)[:, :100]
+    for tokens in (1, 17):
+        attention(held.new_zeros(2, tokens, 4, 32), held, held, Geometry())
+    with attention_backend("triton"):
+        attention(held.new_zeros(2, 1, 4, 32), held, held, Geometry())
+    assert used == ["decode", "triton", "triton"]
+
+
+def test_forced_for_what_it_does_not_take() -> None:
+    held, q = torch.zeros(2, 128, 1, 32, dtype=torch.float16)[:, :100], torch.zeros(2, 1, 4, 32, dtype=torch.float16)
+    wide = torch.zeros(2, 128, 1, 32, dtype=torch.float64)[:, :100]
+    refused: list[tuple[str, Tensor, Tensor, Geometry]] = [
+        ("whole pages", q, held.clone(), Geometry()),
+        ("no gradient", q.clone().requires_grad_(), held, Geometry()),
+        ("1 to 16 new tokens", q.expand(2, 17, 4, 32), held, Geometry()),
+        ("one document", q, held, Geometry(starts=torch.zeros(2, 100, dtype=torch.int64))),
+        ("of one type", q.double(), wide, Geometry()),
+    ]
+    for message, queries, keys, geometry in refused:
+        with pytest.raises(ValueError, match=message), attention_backend("decode"):
+            attention(queries, keys, keys, geometry)
+
+
+def test_a_cached_step_compiles_without_graph_breaks() -> None:
+    """Storage cannot be traced, so a compiled step takes what the others take."""
+    q, buffer, geometry = torch.randn(2, 1, 4, 32), torch.randn(2, 128, 1, 32), Geometry()
+    compiled = torch.compile(
+        lambda q, buffer: attention(q, buffer[:, :100], buffer[:, :100], geometry), backend="aot_eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(q, buffer), attention(q, buffer[:, :100], buffer[:, :100], geometry))
