@@ -1,5 +1,7 @@
 """One command: `andromeda VERB`. Each verb is a typed function of `andromeda.commands`, whose docstring is its help.
 
+`bench` is a group of such functions, each with flags of its own: `andromeda bench SUBJECT`.
+
 The flags come from the signature, by argparse: it says in one line what is wrong with one, takes --max-new-tokens and
 `--stop A --stop B`, and starts at once.
 
@@ -14,10 +16,12 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from andromeda import __version__
+from andromeda.commands import bench
 from andromeda.commands.chat import chat
 from andromeda.commands.evaluate import evaluate
 from andromeda.commands.generate import generate
@@ -26,8 +30,23 @@ from andromeda.commands.train import train
 from andromeda.errors import AndromedaError
 
 Verb = Callable[..., None]
-VERBS: dict[str, Verb] = {"train": train, "generate": generate, "chat": chat, "info": info, "eval": evaluate}
 
+
+@dataclass(frozen=True)
+class Group:
+    """A verb that is followed by what it is about."""
+
+    description: str
+    metavar: str
+    verbs: Mapping[str, Verb]
+
+
+BENCH = Group("Measures speed and memory beside ceilings and peers.", "SUBJECT", bench.SUBJECTS)
+VERBS: dict[str, Verb | Group] = {
+    "train": train, "generate": generate, "chat": chat, "info": info, "eval": evaluate, "bench": BENCH,
+}  # fmt: skip
+
+CHOSEN = "verb and its parser"  # no parameter has such a name
 METAVARS: dict[Any, str] = {int: "N", float: "X", list[int]: "N,N"}
 USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell gives them: 128 + signal
 
@@ -76,16 +95,15 @@ def run_verb(arguments: Sequence[str]) -> None:
     """
     parser = _Parser(prog="andromeda", description="A long-context language model and its stack.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-    parsers = {name: _add_verb(verbs, name, verb) for name, verb in VERBS.items()}
+    _add_verbs(parser, "VERB", VERBS)
     try:
         values, unknown = parser.parse_known_args(_hyphenated(arguments))
     except SystemExit:  # --help and --version
         return
-    name = values.__dict__.pop("verb")
+    verb, its_parser = values.__dict__.pop(CHOSEN)
     if unknown:
-        parsers[name].error(f"unknown argument {unknown[0]!r}")
-    VERBS[name](**vars(values))
+        its_parser.error(f"unknown argument {unknown[0]!r}")
+    verb(**vars(values))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,14 +124,23 @@ def _hyphenated(arguments: Sequence[str]) -> list[str]:
 # ---- from a typed function to its flags ----------------------------------------------------------
 
 
-def _add_verb(verbs: Any, name: str, verb: Verb) -> _Parser:
-    description, described = _read_docstring(verb)
-    summary = description.split("\n\n")[0]
-    parser: _Parser = verbs.add_parser(name, help=_lower_first(summary).rstrip("."), description=description)
+def _add_verbs(parser: _Parser, metavar: str, verbs: Mapping[str, Verb | Group]) -> None:
+    parsers = parser.add_subparsers(metavar=metavar, required=True, parser_class=_Parser)
+    for name, verb in verbs.items():
+        description, described = (verb.description, {}) if isinstance(verb, Group) else _read_docstring(verb)
+        summary = description.split("\n\n")[0]
+        its_parser = parsers.add_parser(name, help=_lower_first(summary).rstrip("."), description=description)
+        if isinstance(verb, Group):
+            _add_verbs(its_parser, verb.metavar, verb.verbs)
+        else:
+            _add_verb(its_parser, verb, described)
+
+
+def _add_verb(parser: _Parser, verb: Verb, described: dict[str, str]) -> None:
+    parser.set_defaults(**{CHOSEN: (verb, parser)})
     hints = get_type_hints(verb)
     for parameter in inspect.signature(verb).parameters.values():
         _add_parameter(parser, parameter, hints[parameter.name], described.get(parameter.name, ""))
-    return parser
 
 
 def _add_parameter(parser: _Parser, parameter: inspect.Parameter, hint: Any, description: str) -> None:

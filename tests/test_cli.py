@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,12 +169,50 @@ def test_help_is_the_docstring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "go does something" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_describes_each_of_its_parameters(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    function = cli.VERBS[verb]
+def functions(verbs: Mapping[str, Any] = cli.VERBS) -> dict[str, Callable[..., None]]:
+    """By what is written to call them."""
+    found: dict[str, Callable[..., None]] = {}
+    for name, verb in verbs.items():
+        if isinstance(verb, cli.Group):
+            found |= {f"{name} {inner}": function for inner, function in functions(verb.verbs).items()}
+        else:
+            found[name] = verb
+    return found
+
+
+@pytest.mark.parametrize(("call", "function"), functions().items(), ids=functions())
+def test_every_verb_describes_each_of_its_parameters(
+    call: str, function: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert set(cli._read_docstring(function)[1]) == set(inspect.signature(function).parameters)
-    assert main([verb, "--help"]) == 0
-    assert f"usage: andromeda {verb}" in capsys.readouterr().out
+    assert main([*call.split(), "--help"]) == 0
+    assert f"usage: andromeda {call}" in capsys.readouterr().out
+
+
+def test_a_group_of_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    called = []
+
+    def here(*, times: int = 1) -> None:
+        """Goes here.
+
+        Args:
+            times: how often.
+        """
+        called.append(times)
+
+    monkeypatch.setattr(cli, "VERBS", {"go": cli.Group("Goes.", "PLACE", {"here": here})})
+    assert main(["go", "here", "--times=3"]) == 0
+    assert called == [3]
+    assert main(["go", "--help"]) == 0
+    assert "here goes here" in " ".join(capsys.readouterr().out.split())
+    for line, message in (
+        ("go", "the following arguments are required: PLACE (see andromeda go --help)"),
+        ("go there", "argument PLACE: invalid choice: 'there' (choose from here) (see andromeda go --help)"),
+        ("go here --time=3", "unknown argument '--time=3' (see andromeda go here --help)"),
+    ):
+        assert main(line.split()) == 2
+        assert capsys.readouterr().err.replace("'here'", "here") == f"andromeda: error: {message}\n"
+    assert called == [3]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ NOT_COPIED = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info",
 
 # What is appended to a command that would take minutes. Beginnings of commands; the longest that fits counts.
 QUICKER = {
+    "andromeda bench": "--help",
     "andromeda train": "steps=2 save_every=2",
     "andromeda generate": "--max-new-tokens=4",
     "andromeda chat": "--max-new-tokens=4",

@@ -12,15 +12,10 @@ length.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
-import os
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,20 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
+from andromeda.benchmarks import measure
+from andromeda.benchmarks.measure import CUDA, DEVICE, DTYPE, Report, Save
 from andromeda.config import AndromedaConfig
 from andromeda.kernels import Geometry, Rotary
 from andromeda.kernels.decode import DecodeConfig, choose_config, first_set, launch
 from andromeda.kernels.paged import decode_reference
 from andromeda.positions import certified_windows, head_slopes
 
-CUDA = torch.cuda.is_available()
 HEADS, LOCAL, D, PAGE = 24, 12, 128, 64
 BOUND, EPSILON, XPOS_SCALE = 11.3, 1e-4, 512.0
 CONTEXT, SHORTEST = 131072, 16384  # tokens
 CACHED_BYTES = 1 << 30  # several times any GPU's L2 cache
-RUNS = 30
 SWEEP = [
     DecodeConfig(block=block, warps=warps, stages=stages, residency=residency, far=2, near=near, overlap=overlap)
     for block, warps, stages, residency, near, overlap in [
@@ -128,8 +121,7 @@ def settings() -> list[Setting]:
     ragged = torch.randint(SHORTEST, CONTEXT + 1, (32,), generator=torch.Generator().manual_seed(0)).tolist()
     sizes = {"batch 1": [CONTEXT], "batch 32, ragged": ragged}
     return [
-        setting(name, rows, max(2, CACHED_BYTES // (sum(rows) * 4 * D)), "cuda", torch.bfloat16)
-        for name, rows in sizes.items()
+        setting(name, rows, max(2, CACHED_BYTES // (sum(rows) * 4 * D)), DEVICE, DTYPE) for name, rows in sizes.items()
     ]
 
 
@@ -142,101 +134,80 @@ def median_ms(run: Runnable) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    times = []
-    for _ in range(RUNS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+    return measure.milliseconds(graph.replay)
 
 
-def copy_gbps() -> float:
-    """Bytes read and written, a second."""
-    source = torch.zeros(CACHED_BYTES, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * CACHED_BYTES / median_ms(lambda: target.copy_(source)) / 1e6
+def check() -> float:
+    """The largest error at tiny shapes, relative to the largest output.
 
-
-def check(device: str, dtype: torch.dtype) -> float:
-    """The largest error at tiny shapes, relative to the largest output."""
-    tiny = setting("check", [200, 70], 1, device, dtype)
-    positions = geometry(device)
+    Raises:
+        WrongResultError: it is large.
+    """
+    tiny = setting("check", [200, 70], 1, DEVICE, DTYPE)
+    positions = geometry(DEVICE)
     (k, v), cut = tiny.caches[0], first_set(HEADS, positions.rotary, LOCAL)
     ours = launch(
         tiny.q, k, v, tiny.page_table, tiny.lengths, positions.slopes, positions.windows, cut, positions.rotary
     )
     exact = decode_reference(tiny.q.double(), k.double(), v.double(), tiny.page_table, tiny.lengths, positions)
     error = ((ours - exact).abs().max() / exact.abs().max()).item()
-    if not error < (0.02 if dtype == torch.bfloat16 else 1e-4):
-        raise SystemExit(f"decode: the error is {error:.1e}; no speed is reported")
+    measure.require("decode", error, 0.02 if CUDA else 1e-4)
     return error
 
 
-def measure(size: Setting, copy: float) -> list[dict[str, Any]]:
-    def line(contender: str, run: Runnable, read: int) -> dict[str, Any]:
-        microseconds = 1000 * median_ms(run) / len(size.caches)
-        gbps = read / microseconds / 1000
-        print(f"{size.name:18} {contender:24} {microseconds:9.1f} us {gbps:7.0f} GB/s, {gbps / copy:4.0%} of a copy")
-        return {"setting": size.name, "contender": contender, "us": microseconds, "gbps": gbps, "of_copy": gbps / copy}
+def compare(size: Setting, copy: float) -> Iterator[dict[str, Any]]:
+    """Ours, then SDPA; `problem` where a backend does not take the shape."""
 
-    lines = [line("ours", size.ours(geometry("cuda")), size.bytes_read)]
+    def row(contender: str, run: Runnable, read: int) -> dict[str, Any]:
+        microseconds = 1e3 * median_ms(run) / len(size.caches)
+        rate = 1e6 * read / microseconds
+        speed = f"{microseconds:9.1f} us {rate / 1e9:7.0f} GB/s, {rate / copy:4.0%} of a copy"
+        print(f"{size.name:18} {contender:24} {speed}", flush=True)
+        return {
+            "setting": size.name, "contender": contender, "us": microseconds, "gbps": rate / 1e9,
+            "of_copy": rate / copy,
+        }  # fmt: skip
+
+    yield row("ours", size.ours(geometry(DEVICE)), size.bytes_read)
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         name = f"SDPA {backend.name.split('_')[0].lower()}"
         try:
-            lines.append(line(name, *size.sdpa(backend)))
+            yield row(name, *size.sdpa(backend))
         except RuntimeError as reason:
-            print(f"{size.name:18} {name:24} not taken: {str(reason).splitlines()[0]}")
-    return lines
+            problem = str(reason).splitlines()[0]
+            print(f"{size.name:18} {name:24} not taken: {problem}", flush=True)
+            yield {"setting": size.name, "contender": name, "problem": problem}
 
 
 def sweep(size: Setting, copy: float) -> list[dict[str, Any]]:
     """Every candidate, the fastest first."""
-    lines = []
+    rows = []
     for config in SWEEP:
         try:
-            microseconds = 1000 * median_ms(size.ours(geometry("cuda"), config)) / len(size.caches)
+            microseconds = 1e3 * median_ms(size.ours(geometry(DEVICE), config)) / len(size.caches)
         except Exception as reason:  # noqa: BLE001  what a candidate asks for may be more than the device has
-            print(f"{config}: {type(reason).__name__}: {str(reason).splitlines()[0]}")
+            print(f"{config}: {type(reason).__name__}: {str(reason).splitlines()[0]}", flush=True)
             continue
-        gbps = size.bytes_read / microseconds / 1000
-        lines.append({"setting": size.name, **dataclasses.asdict(config), "us": microseconds, "of_copy": gbps / copy})
-    lines.sort(key=lambda line: line["us"])
-    for entry in lines:
-        print(
-            "  ".join(
-                f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in entry.items()
-            )
-        )
-    return lines
+        share = 1e6 * size.bytes_read / microseconds / copy
+        rows.append({"setting": size.name, **dataclasses.asdict(config), "us": microseconds, "of_copy": share})
+    rows.sort(key=lambda row: row["us"])
+    for row in rows:
+        cells = (f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        print("  ".join(cells), flush=True)
+    return rows
 
 
-def main(out: Path | None = None, sweeping: bool = False) -> None:
-    """Measures, prints, and writes the lines as JSON to `out`."""
-    print(f"largest relative error in bfloat16, tiny shapes: {check('cuda', torch.bfloat16):.1e}")
-    copy = copy_gbps()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; copy {copy:.0f} GB/s (read + written)")
-    print(f"default configuration: {choose_config(32, D, PAGE, torch.device('cuda', torch.cuda.current_device()))}")
-    lines: list[dict[str, Any]] = []
+def run(sweeping: bool, save: Save) -> Report:
+    """Both settings: peers, or candidate configurations of the kernel in their place."""
+    report: Report = {"machine": measure.machine(), "error": check(), "rows": []}
+    copy = measure.copy_rate(CACHED_BYTES)
+    report["copy_gbps"] = copy / 1e9
+    print(measure.headline(report["machine"]))
+    print(f"largest relative error, tiny shapes: {report['error']:.1e}; copy {copy / 1e9:.0f} GB/s (read + written)")
+    default = choose_config(32, D, PAGE, torch.device("cuda", torch.cuda.current_device()))
+    print(f"default configuration: {default}", flush=True)
     for size in settings():
-        lines += (sweep if sweeping else measure)(size, copy)
-    if out is not None:
-        report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_gbps": copy, "lines": lines}
-        out.write_text(json.dumps(report, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="tiny shapes against the reference, without timing")
-    parser.add_argument("--sweep", action="store_true", help="time candidate configurations instead of the peers")
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    arguments = parser.parse_args()
-    if arguments.check:
-        device, dtype = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
-        print(f"largest relative error: {check(device, dtype):.1e}")
-    elif not CUDA:
-        raise SystemExit("decode: timing needs a CUDA device; --check runs without one")
-    else:
-        main(arguments.json, arguments.sweep)
+        for row in sweep(size, copy) if sweeping else compare(size, copy):
+            report["rows"].append(row)
+            save(report)
+    return report

@@ -3,9 +3,9 @@
 Without a model directory a byte-level model is trained first, for minutes, on examples/verse. The yardstick beside fp8
 is bf16 itself: how far it moves from float32.
 
-    python benchmarks/gpu/fp8_quality.py --json fp8.json                       # trains; one GPU
-    python benchmarks/gpu/fp8_quality.py --model runs/verse --text book.txt
-    TRITON_INTERPRET=1 python benchmarks/gpu/fp8_quality.py --check            # a CPU, tiny
+    python benchmarks/fp8_quality.py --json fp8.json                       # trains; one GPU
+    python benchmarks/fp8_quality.py --model runs/verse --text book.txt
+    TRITON_INTERPRET=1 python benchmarks/fp8_quality.py --check            # a CPU, tiny
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from andromeda.inference.loading import load_model
 from andromeda.inference.prefill import Prefill
 from andromeda.model import Andromeda
 
-VERSE = Path(__file__).parents[2] / "examples" / "verse"
+VERSE = Path(__file__).parents[1] / "examples" / "verse"
 BYTES = AndromedaConfig(
     num_tokens=256, max_seq_len=256, dim=512, depth=8, dim_head=64, heads=8, alibi_num_heads=4
 )  # fmt: skip

@@ -2,32 +2,23 @@
 
 Weights are random. The ceiling of a row is the time that its operations would take at the rates measured in the same
 run: matrix products of 8192 x 8192 x 8192 in the row's precision, and attention, within the windows, at the bf16 rate.
-
-    python benchmarks/gpu/prefill.py --json prefill.json                      # all rows
-    python benchmarks/gpu/prefill.py --only 700m:32768:fp8 --breakdown        # the parts of one layer
-    python benchmarks/gpu/prefill.py --peers --presets 700m --lengths 32768
-    TRITON_INTERPRET=1 python benchmarks/gpu/prefill.py --check               # a CPU, tiny shapes
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from andromeda.config import PRESETS, AndromedaConfig, preset
+from andromeda.benchmarks import measure, peers
+from andromeda.benchmarks.measure import CUDA, DEVICE, GIB, Deadline, Report, Save
+from andromeda.benchmarks.peers import PEERS
+from andromeda.config import AndromedaConfig, preset
+from andromeda.errors import AndromedaError
 from andromeda.inference.prefill import Prefill
 from andromeda.model import Andromeda
 from andromeda.positions import initial_windows
@@ -35,10 +26,9 @@ from andromeda.positions import initial_windows
 NAMES = ("400m", "700m", "2b")
 LENGTHS = (8192, 32768, 102400, 200000)
 PRECISIONS = ("bf16", "fp8")
-PEERS = ("transformers Qwen3", "x-transformers", "x-transformers without ALiBi")
+LIMITS = {"fp32": 1e-5, "bf16": 0.05, "fp8": 0.1}  # of relative errors, tiny shapes
 GRAPHED = 32768  # tokens; longer prompts hide the time to launch their kernels
 SECONDS_A_ROW = 3.0
-GIB = 2**30
 CHECK = AndromedaConfig(num_tokens=256, max_seq_len=128, dim=64, depth=2, dim_head=32, heads=4, alibi_num_heads=2)
 
 
@@ -80,74 +70,83 @@ class Part:
     times_floor: float | None = None  # ms over what the operations or bytes take at the ceiling
 
 
-def main() -> None:
-    options = arguments()
-    if options.check:
-        check()
-        return
+@dataclass(frozen=True)
+class Options:
+    """Of ours."""
+
+    alibi_heads: int | None = None  # None: the preset's alibi_num_heads
+    breakdown: bool = False  # the parts of one layer too
+    graph: bool = True
+
+
+Wanted = tuple[str, int, str]  # preset, tokens, precision or peer
+
+
+def wanted(presets: Sequence[str], lengths: Sequence[int], precisions: Sequence[str], peers: bool) -> list[Wanted]:
+    """Every row, ours before the peers at each length.
+
+    Raises:
+        AndromedaError: no such precision.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise AndromedaError(f"--precisions {precision}: there are {', '.join(PRECISIONS)}")
+    kinds = [*precisions, *(PEERS if peers else ())]
+    return [(name, length, kind) for name in presets for length in lengths for kind in kinds]
+
+
+def read_row(text: str) -> Wanted:
+    """PRESET:TOKENS:PRECISION.
+
+    Raises:
+        AndromedaError: it is none.
+    """
+    name, _, rest = text.partition(":")
+    length, _, kind = rest.partition(":")
+    if not length.isdecimal() or kind not in (*PRECISIONS, *PEERS):
+        raise AndromedaError(f"--only {text}: must be PRESET:TOKENS:PRECISION, as in 700m:32768:fp8")
+    return name, int(length), kind
+
+
+def run(rows: Sequence[Wanted], options: Options, seconds: float, save: Save) -> Report:
+    """The rows one by one, as long as there is time.
+
+    Raises:
+        AndromedaError: no such preset.
+    """
+    for name, _, _ in rows:
+        preset(name)
     torch.manual_seed(0)
-    began, ceilings = time.perf_counter(), measure_ceilings()
-    report: dict[str, Any] = {"machine": machine(), "ceilings": asdict(ceilings), "rows": [], "layers": []}
-    print(f"{report['machine']}\n{ceilings}", flush=True)
-    for name, length, precision in wanted(options):
-        if time.perf_counter() - began > options.seconds:
-            print(f"stopped before {name} {length} {precision}: {options.seconds} s are over", flush=True)
+    deadline, ceilings = Deadline(seconds), measure_ceilings()
+    report: Report = {"machine": measure.machine(), "ceilings": asdict(ceilings), "rows": [], "layers": []}
+    print(f"{measure.headline(report['machine'])}\n{ceilings}", flush=True)
+    for name, length, kind in rows:
+        if deadline.over():
+            print(f"stopped before {name} {length} {kind}: {seconds:.0f} s are over", flush=True)
             break
-        if precision in PRECISIONS:
-            row, parts = measure(name, length, precision, ceilings, options)
+        if kind in PRECISIONS:
+            row, parts = measure_ours(name, length, kind, ceilings, options)
         else:
-            row, parts = measure_peer(precision, name, length), []
+            row, parts = measure_peer(kind, name, length), []
         report["rows"].append(asdict(row))
         print(line(row), flush=True)
         if parts:
             report["layers"].append({"row": line(row), "parts": [asdict(part) for part in parts]})
             print("\n".join(part_line(part) for part in parts), flush=True)
-        if options.json:
-            Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", default=",".join(NAMES), help=f"of {', '.join(PRESETS)}")
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS))
-    parser.add_argument("--only", action="append", help="preset:length:precision, in place of all rows; repeatable")
-    parser.add_argument("--alibi-heads", type=int, help="in place of the preset's alibi_num_heads")
-    parser.add_argument("--peers", action="store_true", help="measure the peers too")
-    parser.add_argument("--breakdown", action="store_true", help="the parts of one layer")
-    parser.add_argument("--no-graph", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no row after so many seconds")
-    parser.add_argument("--json", help="file to write to, after each row")
-    parser.add_argument("--check", action="store_true", help="tiny shapes, against the model itself")
-    return parser.parse_args()
-
-
-def wanted(options: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
-    """(preset, tokens, precision or peer)."""
-    if options.only:
-        for row in options.only:
-            name, length, precision = row.split(":")
-            yield name, int(length), precision
-        return
-    for name in options.presets.split(","):
-        for length in map(int, options.lengths.split(",")):
-            for precision in options.precisions.split(","):
-                yield name, length, precision
-            if options.peers:
-                for peer in PEERS:
-                    yield name, length, peer
+        save(report)
+    return report
 
 
 # ---- ours ----------------------------------------------------------------------------------------
 
 
-def measure(
-    name: str, length: int, precision: str, ceilings: Ceilings, options: argparse.Namespace
+def measure_ours(
+    name: str, length: int, precision: str, ceilings: Ceilings, options: Options
 ) -> tuple[Row, list[Part]]:
     config = preset(name) if options.alibi_heads is None else preset(name, alibi_num_heads=options.alibi_heads)
-    empty()
-    runner = build(config, precision, graph=length <= GRAPHED and not options.no_graph)
-    ids = torch.randint(config.num_tokens, (1, length), device="cuda")
+    measure.release()
+    runner = build(config, precision, graph=options.graph and length <= GRAPHED)
+    ids = torch.randint(config.num_tokens, (1, length), device=DEVICE)
     facts: dict[str, Any] = {"name": "andromeda", "preset": name, "length": length, "precision": precision}
     facts["parameters"] = config.num_parameters()
     if runner.reason is not None:
@@ -165,19 +164,19 @@ def measure(
 
 def build(config: AndromedaConfig, precision: str, graph: bool) -> Prefill:
     """The packed weights serve; the blocks' own are dropped."""
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         model = Andromeda(config).bfloat16().eval().requires_grad_(False)
     runner = Prefill(model, precision, graph=graph)
     if runner.reason is None:
         for block in model.blocks:
             for parameter in block.parameters():
                 parameter.data = parameter.data.new_empty(0)
-    empty()
+    measure.release()
     return runner
 
 
 def filled(facts: dict[str, Any], times: list[float], peak: int, ceiling: float | None) -> Row:
-    ms = statistics.median(times)
+    ms = median(times)
     return Row(
         **facts, ms=ms, repeats=len(times), tokens_per_second=facts["length"] / ms * 1e3, ceiling_ms=ceiling,
         share=None if ceiling is None else ceiling / ms, peak_gib=peak / GIB,
@@ -209,7 +208,7 @@ def layer_parts(runner: Prefill, ids: Tensor, ceilings: Ceilings) -> list[Part]:
         torch.cuda.synchronize()
     parts = []
     for i, name in enumerate(stages):
-        ms = statistics.median(events[i].elapsed_time(events[i + 1]) for events in marks)
+        ms = median(events[i].elapsed_time(events[i + 1]) for events in marks)
         parts.append(part(name, ms, runner, ids.shape[1], ceilings))
     total, pointwise = (sum(p.ms for p in parts), sum(p.ms for p in parts if p.gb_per_second is not None))
     floor = sum(p.ms / p.times_floor for p in parts if p.gb_per_second is not None and p.times_floor)
@@ -241,113 +240,38 @@ def part(name: str, ms: float, runner: Prefill, length: int, ceilings: Ceilings)
 
 def measure_peer(name: str, size: str, length: int) -> Row:
     facts: dict[str, Any] = {"name": name, "preset": size, "length": length, "precision": "bf16", "parameters": 0}
-    empty()
+    if not peers.installed(name):
+        return Row(**facts, error="not installed")
+    measure.release()
     try:
-        model, run = peer(name, preset(size), length)
+        with torch.device(DEVICE):
+            model = peers.build(name, preset(size), length).bfloat16().eval()
+        call = peers.last_logits(name, model)
         facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        ids = torch.randint(preset(size).num_tokens, (1, length), device="cuda")
+        ids = torch.randint(preset(size).num_tokens, (1, length), device=DEVICE)
         with torch.inference_mode():
-            times, peak = timed(lambda: run(ids))
-            finite = bool(run(ids).isfinite().all())
-    except (ImportError, RuntimeError) as error:
+            times, peak = timed(lambda: call(ids))
+            finite = bool(call(ids).isfinite().all())
+    except RuntimeError as error:
         out = isinstance(error, torch.cuda.OutOfMemoryError)
         return Row(**facts, error="out of memory" if out else f"{type(error).__name__}: {error}"[:160])
     row = filled(facts, times, peak, None)
     return row if finite else Row(**asdict(row) | {"error": "not finite"})
 
 
-def peer(
-    name: str, config: AndromedaConfig, length: int, device: str = "cuda"
-) -> tuple[torch.nn.Module, Callable[[Tensor], Tensor]]:
-    """A model of about the preset's size in bf16, and ids -> logits of the last token."""
-    with torch.device(device):
-        if name == "transformers Qwen3":
-            model = _qwen3(config, length).bfloat16().eval()
-            return model, lambda ids: model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        wrapped = _x_transformer(config, length, alibi="without" not in name).bfloat16().eval()
-        return wrapped, lambda ids: wrapped.to_logits(wrapped(ids, return_embeddings=True)[:, -1:])
-
-
-def _qwen3(config: AndromedaConfig, length: int) -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=config.num_tokens, hidden_size=config.dim, num_hidden_layers=config.depth,
-            intermediate_size=round(config.dim * 8 / 3 / 64) * 64,  # of a gated feed-forward of the same size
-            num_attention_heads=config.heads, num_key_value_heads=1, head_dim=config.dim_head,
-            max_position_embeddings=length, tie_word_embeddings=True, attn_implementation="sdpa",
-        )
-    )  # fmt: skip
-
-
-def _x_transformer(config: AndromedaConfig, length: int, alibi: bool) -> Any:
-    from x_transformers import Decoder, TransformerWrapper
-
-    bias = {"alibi_pos_bias": True, "alibi_num_heads": config.alibi_num_heads} if alibi else {}
-    layers = Decoder(
-        dim=config.dim, depth=config.depth, heads=config.heads, attn_dim_head=config.dim_head, attn_flash=True,
-        rotary_xpos=True, shift_tokens=1, attn_one_kv_head=True, attn_qk_norm=True, attn_qk_norm_dim_scale=True,
-        ff_relu_squared=True, **bias,
-    )  # fmt: skip
-    return TransformerWrapper(
-        num_tokens=config.num_tokens, max_seq_len=length, attn_layers=layers, use_abs_pos_emb=False
-    )
-
-
 # ---- clocks and ceilings -------------------------------------------------------------------------
 
 
 def timed(run: Callable[[], object]) -> tuple[list[float], int]:
-    """Milliseconds of each of some runs after two to warm up, and the peak of memory, bytes."""
+    """Milliseconds of each of some runs after those to warm up, and the peak of memory, bytes."""
     run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    once = _milliseconds(run)
-    repeats = max(3, min(50, int(SECONDS_A_ROW * 1e3 / once)))
-    return [_milliseconds(run) for _ in range(repeats)], torch.cuda.max_memory_reserved()
-
-
-def _milliseconds(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+    return measure.times(run, SECONDS_A_ROW, apart=True), torch.cuda.max_memory_reserved()
 
 
 def measure_ceilings() -> Ceilings:
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    a8, b8, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones((), device="cuda")
-    source = torch.empty(2 * GIB, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-
-    def scaled() -> Tensor:
-        return torch._scaled_mm(a8, b8.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
-
-    return Ceilings(
-        bf16=2 * size**3 / seconds_each(lambda: a @ b.t()),
-        fp8=2 * size**3 / seconds_each(scaled),
-        copy=2 * source.numel() / seconds_each(lambda: target.copy_(source)),
-    )
-
-
-def seconds_each(run: Callable[[], object], batches: int = 7, batch: int = 10) -> float:
-    """The median of batches, of which each runs `batch` times."""
-
-    def several() -> None:
-        for _ in range(batch):
-            run()
-
-    several()
-    return statistics.median(_milliseconds(several) for _ in range(batches)) / batch / 1e3
-
-
-def empty() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
+    return Ceilings(bf16=measure.product_rate(), fp8=measure.fp8_product_rate(), copy=measure.copy_rate(2 * GIB))
 
 
 # ---- what is printed -----------------------------------------------------------------------------
@@ -371,33 +295,32 @@ def part_line(part: Part) -> str:
     return f"    {part.name:22} {part.ms:8.3f} ms {rate}{floor}"
 
 
-def machine() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version(),
-        "commit": commit.stdout.strip(), "command": " ".join(["python", *sys.argv]),
-    }  # fmt: skip
+def check() -> Report:
+    """Each precision on tiny shapes against the model itself; peers only run.
 
-
-def check() -> None:
-    """Each precision on tiny shapes against the model itself; peers only run."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    Raises:
+        WrongResultError: one is far from it.
+    """
     torch.manual_seed(0)
-    model = Andromeda(CHECK).to(device).eval()
-    ids = torch.randint(CHECK.num_tokens, (1, 200), device=device)
+    report: Report = {"machine": measure.machine(), "errors": {}, "peers": {}}
+    model = Andromeda(CHECK).to(DEVICE).eval()
+    ids = torch.randint(CHECK.num_tokens, (1, 200), device=DEVICE)
     with torch.no_grad():
         truth = model(ids, last_only=True)
-    for precision in PRECISIONS if device == "cuda" else ("fp32", "fp8"):
+    for precision in PRECISIONS if CUDA else ("fp32", "fp8"):
         runner = Prefill(model, precision)
-        error = float((runner(ids) - truth).norm() / truth.norm())
-        print(f"{precision}: relative error {error:.1e}{'' if runner.reason is None else ' ' + runner.reason}")
+        if runner.reason is None:
+            report["errors"][precision] = float((runner(ids) - truth).norm() / truth.norm())
+            measure.require(f"prefill in {precision}", report["errors"][precision], LIMITS[precision])
+            print(f"{precision}: relative error {report['errors'][precision]:.1e}", flush=True)
+        else:
+            print(f"{precision}: {runner.reason}", flush=True)
     for name in PEERS:
-        try:
-            logits = peer(name, CHECK, 200, device)[1](ids)
-            print(f"{name}: logits {tuple(logits.shape)}, {'finite' if logits.isfinite().all() else 'not finite'}")
-        except ImportError as error:
-            print(f"{name}: {error}")
-
-
-if __name__ == "__main__":
-    main()
+        said = "not installed"
+        if peers.installed(name):
+            peer = peers.build(name, CHECK, 200).to(DEVICE).eval()
+            with torch.inference_mode():
+                said = "finite" if peers.last_logits(name, peer)(ids).isfinite().all() else "not finite"
+        report["peers"][name] = said
+        print(f"{name}: {said}", flush=True)
+    return report

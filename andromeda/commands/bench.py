@@ -1,0 +1,201 @@
+"""`andromeda bench SUBJECT`: speed and memory beside ceilings and peers, measured in the same run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from andromeda.commands.output import check_json_path, write_json
+from andromeda.errors import AndromedaError
+
+if TYPE_CHECKING:
+    from andromeda.benchmarks.measure import Report, Save
+
+
+def attention(
+    *,
+    lengths: list[int] | None = None,
+    peers: bool = True,
+    sweep: bool = False,
+    seconds: float = 540.0,
+    check: bool = False,
+    json: str | None = None,
+) -> None:
+    """Times attention, forward and backward, beside SDPA and FlexAttention.
+
+    24 heads of 128 channels over one key/value head, bfloat16, against the rate of a large matrix product.
+
+    Args:
+        lengths: tokens (default: 8192,32768,102400).
+        peers: measure them too.
+        sweep: tile shapes of our kernels as well, behind everything else.
+        seconds: start nothing more after so many.
+        check: errors at small sizes alone; without a GPU in Triton's interpreter.
+        json: file to write the same figures to.
+    """
+    save = _begin("attention", json, check)
+    from andromeda.benchmarks import attention as benchmark
+
+    if not check:
+        benchmark.run(_lengths(lengths, benchmark.LENGTHS), peers, sweep, seconds, save)
+        return
+    errors = benchmark.check()
+    for tokens, by_way in errors.items():
+        for way, values in by_way.items():
+            print(f"{tokens:>5} tokens, {way:5}  output, dq, dk, dv:", *(f"{value:.1e}" for value in values))
+    save({"errors": errors})
+
+
+def decode(*, sweep: bool = False, check: bool = False, json: str | None = None) -> None:
+    """Times one new token against a long paged cache, beside SDPA.
+
+    Up to 131,072 tokens of context, batches of 1 and of 32, against the bandwidth of a copy.
+
+    Args:
+        sweep: candidate configurations of the kernel in place of the peers.
+        check: the error at small sizes alone; without a GPU in Triton's interpreter.
+        json: file to write the same figures to.
+    """
+    save = _begin("decode", json, check)
+    from andromeda.benchmarks import decode as benchmark
+
+    if not check:
+        benchmark.run(sweep, save)
+        return
+    error = benchmark.check()
+    print(f"largest relative error: {error:.1e}")
+    save({"error": error})
+
+
+def embedding(*, sweep: bool = False, check: bool = False, json: str | None = None) -> None:
+    """Times the token embedding, forward and backward, beside torch.nn.Embedding.
+
+    A table of 50,432 x 2,560 in bfloat16, against the bandwidth of a copy.
+
+    Args:
+        sweep: our tiles in place of the peers.
+        check: small sizes; without a GPU in Triton's interpreter.
+        json: file to write the same figures to.
+    """
+    save = _begin("embedding", json, check)
+    from andromeda.benchmarks import embedding as benchmark
+
+    benchmark.run(sweep, check, save)
+
+
+def loss(*, check: bool = False, json: str | None = None) -> None:
+    """Times the loss head, forward and backward, beside plain PyTorch, liger-kernel and cut-cross-entropy.
+
+    dim 2,560, a vocabulary of 50,432, bfloat16, against the rate of a large matrix product.
+
+    Args:
+        check: small sizes; without a GPU in Triton's interpreter.
+        json: file to write the same figures to.
+    """
+    save = _begin("loss", json, check)
+    from andromeda.benchmarks import loss as benchmark
+
+    benchmark.run(check, save)
+
+
+def prefill(
+    *,
+    presets: str = "400m,700m,2b",
+    lengths: list[int] | None = None,
+    precisions: str = "bf16,fp8",
+    only: list[str] | None = None,
+    alibi_heads: int | None = None,
+    peers: bool = True,
+    breakdown: bool = False,
+    graph: bool = True,
+    seconds: float = 540.0,
+    check: bool = False,
+    json: str | None = None,
+) -> None:
+    """Times a prompt to the logits of its last token, beside transformers' Qwen3 class and x-transformers.
+
+    Random weights; against the time of the same operations at the rates of matrix products.
+
+    Args:
+        presets: models, with commas between.
+        lengths: tokens (default: 8192,32768,102400,200000).
+        precisions: of bf16 and fp8.
+        only: one row, PRESET:TOKENS:PRECISION, in place of all; may be given again.
+        alibi_heads: in place of the preset's.
+        peers: measure them too.
+        breakdown: the parts of one layer as well.
+        graph: CUDA graphs for prompts up to 32,768 tokens.
+        seconds: start nothing more after so many.
+        check: errors at small sizes alone; without a GPU in Triton's interpreter.
+        json: file to write the same figures to.
+    """
+    save = _begin("prefill", json, check)
+    from andromeda.benchmarks import prefill as benchmark
+
+    if check:
+        save(benchmark.check())
+        return
+    if only is None:
+        tokens = _lengths(lengths, benchmark.LENGTHS)
+        rows = benchmark.wanted(presets.split(","), tokens, precisions.split(","), peers)
+    else:
+        rows = [benchmark.read_row(row) for row in only]
+    benchmark.run(rows, benchmark.Options(alibi_heads, breakdown, graph), seconds, save)
+
+
+def memory(*, preset: str | None = None, lengths: list[int] | None = None, json: str | None = None) -> None:
+    """Measures peak memory and time of one long forward pass, beside x-transformers with the same flags.
+
+    Runs on a GPU or a CPU, each pass in a process of its own, against the size of weights and logits.
+
+    Args:
+        preset: the model (default: 700m on a GPU, nano on a CPU).
+        lengths: tokens (default: 8192,32768,102400).
+        json: file to write the same figures to.
+    """
+    from andromeda.config import PRESETS
+
+    if preset is not None and preset not in PRESETS:
+        raise AndromedaError(f"bench memory: --preset {preset}: there are {', '.join(PRESETS)}")
+    save = _begin("memory", json, anywhere=True)
+    from andromeda.benchmarks import memory as benchmark
+
+    benchmark.run(preset or benchmark.PRESET, _lengths(lengths, benchmark.LENGTHS), save)
+
+
+SUBJECTS: dict[str, Callable[..., None]] = {
+    "attention": attention, "decode": decode, "embedding": embedding, "loss": loss, "prefill": prefill,
+    "memory": memory,
+}  # fmt: skip
+
+
+def _begin(subject: str, json: str | None, check: bool = False, anywhere: bool = False) -> Save:
+    """Before the kernels are imported: looks for what is needed. Returns what writes the report.
+
+    Raises:
+        AndromedaError: there is no CUDA device for what needs one, or --json names no place for a file.
+    """
+    check_json_path(json)
+    import torch
+
+    if not torch.cuda.is_available():
+        if not (check or anywhere):
+            raise AndromedaError(
+                f"bench {subject}: needs a CUDA device, and torch finds none; --check runs without one"
+            )
+        if check:
+            os.environ["TRITON_INTERPRET"] = "1"
+
+    def save(report: Report) -> None:
+        if json is not None:
+            write_json(json, report)
+
+    return save
+
+
+def _lengths(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    lengths = default if given is None else tuple(given)
+    if min(lengths) < 1:
+        raise AndromedaError(f"--lengths {','.join(map(str, lengths))}: a length must be at least 1 token")
+    return lengths
