@@ -82,13 +82,16 @@ def choose_backend(
     return "short" if is_short(keys, geometry) else "tiled"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def has_flash_kernels(device: torch.device) -> bool:
     """Whether Triton is there, and a GPU that it serves (compute capability 8 or more)."""
     if device.type != "cuda" or not has_triton():
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler.
+has_flash_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decays_gently(geometry: Geometry) -> bool:
