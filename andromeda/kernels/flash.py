@@ -51,8 +51,8 @@ class Plan:
     dkv: Tiles
 
 
-# What measured fastest with 128 channels (benchmarks/results/attention.md); 64 and 32 channels are not tuned. Small tiles of one warp group win, two programs
-# a multiprocessor: one's exponentials run under the other's products.
+# What measured fastest with 128 channels (benchmarks/results/attention.md); 64 and 32 channels are not tuned.
+# Small tiles of one warp group win, two programs a multiprocessor: one's exponentials run under the other's products.
 PLANS = {
     128: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
     64: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
