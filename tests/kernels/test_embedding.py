@@ -17,25 +17,9 @@ if not torch.cuda.is_available():
 from andromeda.kernels import embedding as module
 from andromeda.kernels.embedding import embed, embedding, embedding_backward
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 ROWS, DIM = 23, 37
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nobody wrote holds NaN, so an output left out shows."""
-
-    def poisoned(allocate):
-        def allocated(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-        return allocated
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
-    assert torch.empty(1).isnan()
 
 
 @pytest.fixture

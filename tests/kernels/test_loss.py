@@ -24,28 +24,12 @@ if not torch.cuda.is_available():
 from andromeda.kernels import loss as module
 from andromeda.kernels.loss import chunk_rows, chunked_cross_entropy, fused_cross_entropy, linear_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 VOCABULARY, DIM, IGNORED = 53, 16, -100
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOTH = pytest.mark.parametrize("loss", [chunked_cross_entropy, fused_cross_entropy])
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nobody wrote holds NaN, so an output left out shows."""
-
-    def poisoned(allocate):
-        def allocated(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-        return allocated
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
-    assert torch.empty(1).isnan()
 
 
 @pytest.fixture(autouse=True)
