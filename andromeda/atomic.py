@@ -1,14 +1,14 @@
-"""Directories that appear whole: written beside their place, flushed to the disk, then put there in one step.
+"""Directories and files that appear whole: written beside their place, flushed to the disk, then put there in one step.
 
-A process killed at any moment, or a machine that loses power, leaves the old directory or the new one: never a mix,
-never neither. Beside a directory `NAME`, in the same parent, there may be for a while
+A process killed at any moment, or a machine that loses power, leaves the old one or the new one: never a mix, never
+neither. Beside a directory `NAME`, in the same parent, there may be for a while
 
 * `.NAME.tmp-PID-MACHINE-TOKEN`, a directory being written, or one being removed. Its writer holds a lock on it that
   the kernel drops when the writer dies, so the next writer of NAME knows what to clean up;
 * `.NAME.old`, the last complete version, only where the file system cannot exchange two directories in one step
   (NFS, for one) and only between two renames. `latest` finds it, and the next writer puts it back.
 
-Writing needs a POSIX system; reading does not.
+Writing directories needs a POSIX system; reading them does not, nor do files.
 """
 
 from __future__ import annotations
@@ -78,6 +78,23 @@ def latest(target: str | Path) -> Path:
     target = Path(os.path.realpath(target))
     aside = _aside(target)
     return aside if not target.exists() and aside.exists() else target
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file as `.NAME.tmp-PID` beside its place, and renames it.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_replaceable(target: Path, replaceable: Callable[[Path], bool]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from andromeda.atomic import replace_file
 from andromeda.chat import GENERATION_END, GENERATION_START, ChatTemplate, Guard, Message, Tool, default_chat_template
 from andromeda.errors import AndromedaError
 
@@ -212,9 +212,9 @@ class Tokenizer:
             if template is None:
                 (directory / "chat_template.jinja").unlink(missing_ok=True)
             else:
-                _write_text(directory / "chat_template.jinja", template)
-            _write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-            _write_text(directory / "tokenizer.json", self._full.to_str(pretty=True) + "\n")
+                replace_file(directory / "chat_template.jinja", template)
+            replace_file(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            replace_file(directory / "tokenizer.json", self._full.to_str(pretty=True) + "\n")
         except OSError as error:
             raise AndromedaError(f"{directory}: the tokenizer cannot be written there: {error.strerror}") from error
 
@@ -649,13 +649,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AndromedaError(f"{path}: must hold a JSON object")
     return value
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Beside and renamed, so that a reader finds the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

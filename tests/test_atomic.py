@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from andromeda import atomic
-from andromeda.atomic import atomic_directory, latest
+from andromeda.atomic import atomic_directory, latest, replace_file
 from andromeda.errors import AndromedaError
 
 NAMES = ("a", "b", "folder/c")  # the files of a version, all with the same text
@@ -233,6 +233,22 @@ def test_several_writers_at_the_same_time(tmp_path: Path) -> None:
         assert len(list(pool.map(work, "xyz"))) == 3  # none failed
     assert read(target)[1:] == "19"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file"
+    for content in ("äöü\r\n", b"\xff"):  # line ends stay as they are
+        replace_file(target, content)
+        assert target.read_bytes() == (content.encode() if isinstance(content, str) else content)
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(target, "new")
+    assert target.read_bytes() == b"\xff"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from andromeda.atomic import replace_file
 from andromeda.errors import AndromedaError
 
 if TYPE_CHECKING:
@@ -32,26 +33,19 @@ def check_json_path(path: str | None) -> None:
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:
-    """Writes beside and renames, so that the old file or the new one is there, whole. Devices and pipes are written to.
+    """Writes a file that appears whole, or to a device or a pipe.
 
     Raises:
         AndromedaError: the file cannot be written.
     """
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     target = Path(os.path.realpath(path))
-    special = target.exists() and not target.is_file()
-    place = target if special else target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        with place.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if not special:
-                os.fsync(file.fileno())
-        if not special:
-            os.replace(place, target)
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+        else:
+            replace_file(target, text)
     except OSError as error:
-        if not special:
-            place.unlink(missing_ok=True)
         raise AndromedaError(f"--json {path}: cannot be written: {error.strerror}; choose another place") from error
 
 

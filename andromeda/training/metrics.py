@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from andromeda.atomic import replace_file
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda, Attention
-from andromeda.training.files import replace_file
 
 # In a line of metrics.jsonl; all its other values are the same for every run of a recipe on one machine.
 TIMINGS = ("seconds", "tokens_per_second", "flops_per_second", "possible_flops_per_second")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from andromeda.atomic import replace_file
 
 
 def plot_losses(lines: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
@@ -32,9 +34,9 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path, title: str) -> bool
     axes.xaxis.set_major_formatter(_short_number)
     axes.grid(alpha=0.3)
     axes.legend()
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format="png")
-    os.replace(beside, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    replace_file(path, picture.getvalue())
     return True
 
 

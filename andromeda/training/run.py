@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from andromeda.atomic import replace_file
 from andromeda.errors import AndromedaError
-from andromeda.training.files import replace_file
 from andromeda.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
@@ -89,6 +89,8 @@ class RunDirectory:
 
     def remove_leftovers(self) -> None:
         """What a killed process was writing or removing. Only for the process that holds the run."""
+        for path in self.path.glob(".*.tmp-*"):
+            path.unlink()
         if self._checkpoints.is_dir():
             for path in self._checkpoints.iterdir():
                 if LEFTOVER.fullmatch(path.name):

@@ -166,6 +166,8 @@ def test_only_the_last_are_kept_and_leftovers_go(make: MakeRecipe) -> None:
         assert [path.name for path in run.checkpoints()] == ["step-00000020", "step-00000015"]
         for name in (".step-00000010.removed", ".step-00000025.tmp-1-abcdef12-00112233", "mine"):
             (run.path / "checkpoints" / name).mkdir()
+        (run.path / ".metrics.jsonl.tmp-7").touch()
     with open_run(make()) as run:
+        assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "recipe.yaml"]
         names = sorted(path.name for path in (run.path / "checkpoints").iterdir())
         assert names == ["mine", "step-00000015", "step-00000020"]
