@@ -183,9 +183,9 @@ def _load(directory: Path, key: str) -> Corpus | None:
         if facts["key"] != key:
             return None
         tokens = np.load(directory / TOKENS, mmap_mode="r")
-    except (OSError, ValueError, KeyError, TypeError):
+        return Corpus(tokens, facts["num_documents"], facts["num_bytes"], key)
+    except (EOFError, OSError, ValueError, KeyError, TypeError):
         return None
-    return Corpus(tokens, facts["num_documents"], facts["num_bytes"], key)
 
 
 def _write(folder: Path, paths: Sequence[str | Path], tokenizer: Tokenizer, key: str) -> None:

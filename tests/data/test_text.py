@@ -140,9 +140,12 @@ def test_kept_tokens_serve_until_something_changes(
     other = Tokenizer.train(POEMS * 3, 270)
     assert len(load(other).tokens) != len(changed.tokens)
     assert len(written) == 3
-    (tmp_path / "kept" / "tokens.npy").write_bytes(b"cut short")
-    assert np.array_equal(load(other).tokens, load(other).tokens)
-    assert len(written) == 4
+    for content in (b"cut short", b""):
+        (tmp_path / "kept" / "tokens.npy").write_bytes(content)
+        assert np.array_equal(load(other).tokens, load(other).tokens)
+    assert len(written) == 5
+    (tmp_path / "kept" / "corpus.json").write_text(json.dumps({"key": load(other).key}))
+    assert load(other).num_documents == 3
 
 
 def test_the_order_of_files_counts(tmp_path: Path, tokenizer: Tokenizer) -> None:
