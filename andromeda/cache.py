@@ -65,7 +65,7 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes allocated."""
         tensors = [*self._keys.values(), *self._values.values(), *self._shifts.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def shift_tokens(x: Tensor, amount: int, before: Tensor | None = None, starts: Tensor | None = None) -> Tensor:

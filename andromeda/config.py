@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from andromeda.errors import AndromedaError
@@ -65,7 +64,7 @@ class AndromedaConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("num_tokens", "max_seq_len", "dim", "depth", "dim_head", "heads", "ff_mult"):
+        for name in ("num_tokens", "dim", "depth", "dim_head", "heads", "ff_mult"):
             self._require(getattr(self, name) >= 1, name, "must be at least 1")
         self._require(self.max_seq_len >= 2, "max_seq_len", "must be at least 2")
         self._require(
@@ -212,9 +211,6 @@ class AndromedaConfig:
             raise AndromedaError(f"config: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
         return cls(**values)
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
 
 def _mean_keys(context: int, reach: float) -> float:
     """Mean over i < context of min(i + 1, reach)."""
@@ -243,5 +239,4 @@ def preset(name: str, **overrides: Any) -> AndromedaConfig:
     """
     if name not in PRESETS:
         raise AndromedaError(f"config: no preset {name!r}; presets: {', '.join(PRESETS)}")
-    base = PRESETS[name]
-    return replace(base, **overrides) if not set(overrides) - set(base.to_dict()) else base.from_dict(overrides)
+    return AndromedaConfig.from_dict(PRESETS[name].to_dict() | overrides)

@@ -197,7 +197,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values = parser.instantiate(parser.parse_args([f"--config={path}", *arguments]))
     except ArgumentError as error:
         raise AndromedaError(f"{path}: {_one_line(str(error))}") from error
-    given = {name: values[name] for name in _names(Recipe)}
+    given = {item.name: values[item.name] for item in fields(Recipe)}
     given["output"] = given["output"] or f"runs/{path.stem}"
     try:
         return Recipe(**given)
@@ -253,10 +253,6 @@ def _closest(name: str, known: Mapping[str, Any]) -> str:
 def _unknown(key: str, close: str, known: Mapping[str, Any], where: str) -> AndromedaError:
     hint = f"did you mean {close!r}?" if close and not close.endswith(".") else f"keys: {', '.join(known)}"
     return AndromedaError(f"{where}: no key {key!r} in a recipe; {hint}")
-
-
-def _names(section: type) -> list[str]:
-    return [item.name for item in fields(section)]
 
 
 def _one_line(message: str) -> str:
