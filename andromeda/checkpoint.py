@@ -27,17 +27,7 @@ from andromeda.atomic import atomic_directory, latest
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
-from andromeda.tensorfile import REMEDY, TensorFile, TensorSpec, load_tensors, save_tensors
-
-__all__ = [
-    "is_checkpoint",
-    "load_checkpoint",
-    "load_config",
-    "load_tensors",
-    "resolve",
-    "save_checkpoint",
-    "save_tensors",
-]
+from andromeda.tensorfile import REMEDY, TensorFile, TensorSpec, save_tensors
 
 MODEL_TYPE = "andromeda"
 FORMAT_VERSION = 1
@@ -46,14 +36,17 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 RUN_CHECKPOINTS = "checkpoints"  # of a run directory, which training writes
-RUN_CHECKPOINT = re.compile(r"step-\d+")
+RUN_CHECKPOINT = re.compile(r"step-(\d{8,})")
 
-Files = Mapping[str, bytes | str] | Callable[[Path], object]
 T = TypeVar("T")
 
 
 def save_checkpoint(
-    directory: str | Path, model: Andromeda, *, files: Files | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+    directory: str | Path,
+    model: Andromeda,
+    *,
+    files: Callable[[Path], object] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a model directory. A process killed at any moment leaves the old one or the new one, whole.
 
@@ -63,8 +56,7 @@ def save_checkpoint(
     Args:
         directory: where; its parents are made where they are missing.
         model: on any device.
-        files: what else belongs to it, written in the same step: contents by name ("training/state.json" makes the
-            folder), or a function that is given the directory being written, such as a tokenizer's `save`.
+        files: writes what else belongs to it, such as a tokenizer's `save`; it is given the directory being written.
         max_shard_bytes: bytes of tensors a weights file may hold; one larger tensor has a file of its own.
 
     Raises:
@@ -75,7 +67,9 @@ def save_checkpoint(
         raise AndromedaError(f"max_shard_bytes={max_shard_bytes} must be at least 1")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped; the wrapper renames the parameters
     with atomic_directory(directory, replaceable=is_checkpoint) as folder:
-        _write_files(folder, files)
+        if files is not None:
+            files(folder)
+            _check_names(folder)
         _write_weights(folder, model.state_dict(), max_shard_bytes)
         values = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **model.config.to_dict()}
         (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -127,10 +121,19 @@ def resolve(directory: str | Path) -> Path:
     path = _existing(directory)
     if is_checkpoint(path) or not (path / RUN_CHECKPOINTS).is_dir():
         return path
-    steps = [p for p in (path / RUN_CHECKPOINTS).iterdir() if RUN_CHECKPOINT.fullmatch(p.name) and is_checkpoint(p)]
-    if not steps:
+    newest = next(filter(is_checkpoint, run_checkpoints(path)), None)
+    if newest is None:
         raise AndromedaError(f"{path}: a training run that has saved no checkpoint yet; let it reach its first")
-    return max(steps, key=lambda step: int(step.name.removeprefix("step-")))
+    return newest
+
+
+def run_checkpoints(run: Path) -> list[Path]:
+    """Where the checkpoints of a training run lie, the newest first, whole or not."""
+    folder = run / RUN_CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    steps = {int(match[1]): path for path in folder.iterdir() if (match := RUN_CHECKPOINT.fullmatch(path.name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def load_config(directory: str | Path) -> AndromedaConfig:
@@ -154,16 +157,7 @@ def is_checkpoint(directory: str | Path) -> bool:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _write_files(folder: Path, files: Files | None) -> None:
-    if callable(files):
-        files(folder)
-    else:
-        for name, content in (files or {}).items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise AndromedaError(f"file {name!r} lies outside the checkpoint; give a name relative to it")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
+def _check_names(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name == CONFIG or (path.name.startswith("model") and ".safetensors" in path.name):
             raise AndromedaError(f"file {path.name!r} is one of the checkpoint's own; choose another name")

@@ -43,10 +43,11 @@ def train(recipe: str, overrides: list[str]) -> None:
         overrides: key=value for single keys, such as steps=100 or model.dim=64.
     """
     from andromeda.training.recipe import read_recipe
+
+    plan = read_recipe(recipe, overrides)
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
 
-    plan = read_recipe(recipe, overrides)
     if not RunDirectory(Path(plan.output)).checkpoints():
         check_start(plan)
     with open_run(plan) as run:

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import yaml
 
 from andromeda.atomic import replace_file
+from andromeda.checkpoint import RUN_CHECKPOINTS, run_checkpoints
 from andromeda.errors import AndromedaError
 from andromeda.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
 # What may differ when a run goes on: how long it takes, where it lies, and what is looked at meanwhile.
 FREE_KEYS = ("output", "steps", "log_every", "validate_every", "save_every", "keep_last")
-STEP = re.compile(r"step-(\d{8,})")
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
 
 T = TypeVar("T")
@@ -39,14 +39,11 @@ class RunDirectory:
         self.data = path / "data"
         self.metrics = path / "metrics.jsonl"
         self.plot = path / "loss.png"
-        self._checkpoints = path / "checkpoints"
+        self._checkpoints = path / RUN_CHECKPOINTS
 
     def checkpoints(self) -> list[Path]:
         """The newest first."""
-        if not self._checkpoints.is_dir():
-            return []
-        steps = {int(match[1]): path for path in self._checkpoints.iterdir() if (match := STEP.fullmatch(path.name))}
-        return [steps[step] for step in sorted(steps, reverse=True)]
+        return run_checkpoints(self.path)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step lies, or will."""

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from andromeda.checkpoint import load_tensors, save_tensors
 from andromeda.errors import AndromedaError
+from andromeda.tensorfile import load_tensors, save_tensors
 
 FOLDER, COUNTS, TENSORS = "training", "state.json", "optimizer.safetensors"
 RANDOM = "random"

@@ -18,10 +18,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andromeda.checkpoint import load_checkpoint, load_tensors
+from andromeda.checkpoint import load_checkpoint
 from andromeda.commands import train as command
 from andromeda.commands.train import train
 from andromeda.errors import AndromedaError
+from andromeda.tensorfile import load_tensors
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.loop import Loop
 from andromeda.training.metrics import TIMINGS, read_metrics

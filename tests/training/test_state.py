@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from andromeda.checkpoint import load_tensors, save_tensors
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
+from andromeda.tensorfile import load_tensors, save_tensors
 from andromeda.training.optimizer import build_optimizer
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState, load_state, restore, save_state
