@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from andromeda import tokenizer as tokenizer_module
 from andromeda.chat import Guard, default_chat_template
 from andromeda.errors import AndromedaError
-from andromeda.tokenizer import SPECIAL_TOKENS, TOOL_TOKENS, Tokenizer
+from andromeda.tokenizer import SPECIAL_TOKENS, TOOL_TOKENS, Tokenizer, control
+from andromeda.tokenizer.streaming import BYTE_OF_CHARACTER
 
 VERSE = """O rose, thou art sick!
 The invisible worm,
@@ -106,26 +106,6 @@ def test_digits_stand_alone_and_a_break_with_its_indentation_is_one_token(ours: 
     assert [token for token in tokens if token.isdigit()] == ["1", "2", "3", "4"]
     assert {"\n    ", "\n\n"} <= set(tokens)
     assert not any(re.search(r"\S\n|\n\S|\d.", token) for token in tokens)
-
-
-def test_training_on_files_is_training_on_their_text(
-    ours: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number, text in enumerate(CORPUS):
-        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
-    paths = sorted(tmp_path.iterdir())
-    assert Tokenizer.train_on_files(paths, 400).sha256 == ours.sha256
-    monkeypatch.setattr(tokenizer_module, "READ_CHARACTERS", 10)
-    parts = list(tokenizer_module._read_parts(paths[0]))
-    assert "".join(parts) == CORPUS[0]
-    assert len(parts) > 3 and all(part.endswith("\n") for part in parts)
-
-
-def test_training_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
-    for name in ("latin1.txt", "missing.txt"):
-        with pytest.raises(AndromedaError, match=name):
-            Tokenizer.train_on_files([tmp_path / name], 400)
 
 
 def test_special_tokens_can_be_chosen() -> None:
@@ -354,7 +334,7 @@ def test_a_hole_in_the_ids_has_no_token_and_no_text() -> None:
 
 
 def test_an_added_token_that_cannot_be_kept_from_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "_renamed", lambda spec, names: {**spec, "added_tokens": []})
+    monkeypatch.setattr(control, "_renamed", lambda spec, names: {**spec, "added_tokens": []})
     with pytest.raises(AndromedaError, match="added token 0 cannot be told from ordinary text"):
         Tokenizer(unigram().to_str())
 
@@ -374,7 +354,7 @@ def test_streamed_pieces_are_the_decoded_text(ours: Tokenizer, ids: list[int], s
 
 @given(st.binary())
 def test_streamed_bytes_are_the_decoded_text(ours: Tokenizer, data: bytes) -> None:
-    names = {byte: name for name, byte in tokenizer_module.BYTE_OF_CHARACTER.items()}
+    names = {byte: name for name, byte in BYTE_OF_CHARACTER.items()}
     ids = [token_id for byte in data if (token_id := ours.token_to_id(names[byte])) is not None]
     assert len(ids) == len(data)
     assert "".join(streamed(ours, ids)) == ours.decode(ids) == data.decode("utf-8", "replace")
