@@ -144,11 +144,12 @@ class Job:
     lengths: tuple[int, ...]
     device: str
     threads: int
+    least: int
 
     def answers(self, length: int) -> int:
         """How many to ask for: fewer where they take long."""
         most, tokens = (1024, 2**21) if self.device.startswith("cuda") else (256, 2**18)
-        return max(2 * PAIRS, min(most, PAIRS * (tokens // length)))
+        return max(self.least, min(most, PAIRS * (tokens // length)))
 
 
 def run(job: Job) -> Result:
@@ -219,13 +220,18 @@ def main() -> None:
     parser.add_argument("--lengths", default="512,4096,16384,131072")
     parser.add_argument("--only", choices=list(CONTENDERS), help="one contender")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--answers", type=int, default=2 * PAIRS, help="the least to ask for at any length")
     parser.add_argument("--jobs", type=int, default=1, help="contenders at a time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for recall.json and recall.png")
     args = parser.parse_args()
     device, lengths = torch.device(args.device), tuple(int(n) for n in args.lengths.split(","))
     names = [args.only] if args.only else list(CONTENDERS)
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
-    jobs = [Job(name, seed, args.steps, lengths, args.device, threads) for seed in range(args.seeds) for name in names]
+    jobs = [
+        Job(name, seed, args.steps, lengths, args.device, threads, args.answers)
+        for seed in range(args.seeds)
+        for name in names
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:

@@ -171,29 +171,27 @@ def _backward(
     rotary = _rotary(q, rotated, xpos_scale, interpolation)
     num_keys, tiles = keys.shape[3], plan(dim_head).dq
     first, rows = num_keys - queries, tiles.queries
-    width = -(-num_keys // 4) * 4 - first // 4 * 4
-    lse_and_delta = torch.zeros(2, batch, heads, width, dtype=torch.float32, device=q.device)
+    delta = torch.empty_like(lse)
     delta_kernel[(triton.cdiv(queries, 64), batch * heads)](
-        out, dout, lse, lse_and_delta,
-        *out.stride()[:3], *dout.stride()[:3], queries, heads, first, width, D=dim_head, TOKENS=64,
-    )  # fmt: skip
+        out, dout, delta, *out.stride()[:3], *dout.stride()[:3], queries, heads, D=dim_head, TOKENS=64
+    )
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     num_tiles = (num_keys - 1) // rows - first // rows + 1
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     for segment in _segments(heads, local, rotated):
         dq_kernel[(num_tiles * segment.count, batch)](
-            q, keys_at, v_at, dout, *lse_and_delta, dq, width, *(_pointer(x, q) for x in (slopes, windows, starts)),
+            q, keys_at, v_at, dout, lse, delta, dq, *(_pointer(x, q) for x in (slopes, windows, starts)),
             _decay(rotary, q), *q.stride()[:3], *dout.stride()[:3], *dq.stride()[:3],
             queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
             **_switches(segment, rotary, windows, starts),
             D=dim_head, **tiles.options(),
         )  # fmt: skip
-    dkeys, dv = _dkv(dout, lse_and_delta, q, keys, v, slopes, windows, starts, local, rotary)
+    dkeys, dv = _dkv(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
     return dq, dkeys, dv
 
 
 def _dkv(
-    dout: Tensor, lse_and_delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
+    dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
     windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(W, B, kv_heads, S, D) and (B, S, kv_heads, D): partial sums over groups of heads, added in a fixed order."""
@@ -203,9 +201,6 @@ def _dkv(
     blocks = triton.cdiv(num_keys, tiles.keys)
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     q_at, dout_at = (_descriptor(x.transpose(1, 2), tiles.queries) for x in (_aligned(q), dout))
-    lse_at, delta_at = (
-        TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, tiles.queries]) for x in lse_and_delta
-    )
     ends = None if starts is None else _document_ends(starts)
     sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
@@ -215,9 +210,9 @@ def _dkv(
             torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device) for _ in range(2)
         )
         dkv_kernel[(blocks * groups, batch)](
-            q_at, keys_at, v_at, dout_at, lse_at, delta_at, dk, dv,
+            q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
             *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q),
-            q.shape[1], num_keys, segment.first, groups, heads // kv_heads,
+            q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
             **_switches(segment, rotary, windows, starts), SHARE=share,
             D=dim_head, **tiles.options(),
         )  # fmt: skip

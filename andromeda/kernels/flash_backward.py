@@ -9,22 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from andromeda.kernels.flash_forward import LOG2_E, dot, head_window, row_limits
+from andromeda.kernels.flash_forward import dot, head_slope, head_window, mask, row_limits
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def delta_kernel(
-    out_ptr, dout_ptr, lse_ptr, rows_ptr,
-    out_b, out_t, out_h, dout_b, dout_t, dout_h, tokens, heads, offset, rows_h,
+    out_ptr, dout_ptr, delta_ptr, out_b, out_t, out_h, dout_b, dout_t, dout_h, tokens, heads,
     D: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """rows (2, B, heads, rows_h): the log-sum-exp, and delta = sum over channels of out * dout.
-
-    Delta is the softmax's own share of the gradient. A query at position i stands in place i - offset // 4 * 4 of its
-    row, because tensor descriptors want places in multiples of 16 bytes.
-    """
+    """delta (B, heads, T) = sum over channels of out * dout: the softmax's own share of the gradient."""
     batch, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     t = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     inside = t < tokens
@@ -32,41 +27,7 @@ def delta_kernel(
     out = tl.load(out_ptr + batch * out_b + h * out_h + t[:, None] * out_t + c, mask=inside[:, None], other=0.0)
     dout = tl.load(dout_ptr + batch * dout_b + h * dout_h + t[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    lse = tl.load(lse_ptr + tl.program_id(1).to(tl.int64) * tokens + t, mask=inside, other=0.0)
-    row = tl.program_id(1).to(tl.int64) * rows_h + t + offset % 4
-    tl.store(rows_ptr + row, lse, mask=inside)
-    tl.store(rows_ptr + tl.num_programs(1).to(tl.int64) * rows_h + row, delta, mask=inside)
-
-
-@triton.jit
-def _dq_blocks(
-    dq, q, dout, lse, delta, keys, v, which, batch, kv,
-    lo, hi, first, i, start, slope, window,
-    MASKED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    ahead = lse
-    if LOCAL:
-        ahead += slope * (i - first).to(tl.float32)
-    for j0 in tl.range(lo, hi, BN):
-        k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
-        values = v.load([batch, kv, j0, 0]).reshape(BN, D)
-        s = dot(q, k.T, tl.zeros([BM, BN], tl.float32), WIDEN)
-        dp = dot(dout, values.T, tl.zeros([BM, BN], tl.float32), WIDEN)
-        j = j0 + tl.arange(0, BN)
-        if LOCAL:
-            s += (slope * (j - first).to(tl.float32))[None, :]
-        p = tl.exp2(s - ahead[:, None])
-        if MASKED:
-            seen = j[None, :] <= i[:, None]
-            if LOCAL:
-                seen = seen & (j[None, :] > (i - window)[:, None])
-            if PACKED:
-                seen = seen & (j[None, :] >= start[:, None])
-            p = tl.where(seen, p, 0.0)
-        ds = p * (dp - delta[:, None])
-        dq = dot(ds.to(k.dtype), k, dq, WIDEN)
-    return dq
+    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * tokens + t, delta, mask=inside)
 
 
 @triton.jit
@@ -76,35 +37,36 @@ def _dq_span(
     LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    left = lo
-    if LOCAL or PACKED:
-        left = tl.minimum(tl.maximum(tl.cdiv(all_from, BN) * BN, lo), hi)
-    right = tl.maximum(tl.minimum((first + 1) // BN * BN, hi), left)
-    if LOCAL or PACKED:
-        dq = _dq_blocks(
-            dq, q, dout, lse, delta, keys, v, which, batch, kv, lo, left, first, i, start, slope, window,
-            True, LOCAL, PACKED, WIDEN, D, BM, BN,
-        )  # fmt: skip
-    dq = _dq_blocks(
-        dq, q, dout, lse, delta, keys, v, which, batch, kv, left, right, first, i, start, slope, window,
-        False, LOCAL, PACKED, WIDEN, D, BM, BN,
-    )  # fmt: skip
-    return _dq_blocks(
-        dq, q, dout, lse, delta, keys, v, which, batch, kv, right, hi, first, i, start, slope, window,
-        True, LOCAL, PACKED, WIDEN, D, BM, BN,
-    )  # fmt: skip
+    """Key blocks lo, lo + BN, ... below hi, as in the forward kernel."""
+    ahead = lse
+    if LOCAL:
+        ahead += slope * (i - first).to(tl.float32)
+    for j0 in tl.range(lo, hi, BN):
+        k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
+        values = v.load([batch, kv, j0, 0]).reshape(BN, D)
+        s = dot(q, k.T, tl.zeros([BM, BN], tl.float32), WIDEN)
+        j = j0 + tl.arange(0, BN)
+        if LOCAL:
+            s += (slope * (j - first).to(tl.float32))[None, :]
+        if (j0 < all_from) | (j0 + BN > first + 1):
+            s = tl.where(mask(i[:, None], j[None, :], start[:, None], window, LOCAL, PACKED), s, float("-inf"))
+        dp = dot(dout, values.T, tl.zeros([BM, BN], tl.float32), WIDEN)
+        p = tl.exp2(s - ahead[:, None])  # while the product runs
+        ds = p * (dp - delta[:, None])
+        dq = dot(ds.to(k.dtype), k, dq, WIDEN)
+    return dq
 
 
 @triton.jit
 def dq_kernel(
-    q_ptr, keys, v, dout_ptr, lse_ptr, delta_ptr, dq_ptr, rows_h,
+    q_ptr, keys, v, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
     slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
     q_b, q_t, q_h, dout_b, dout_t, dout_h, dq_b, dq_t, dq_h,
     queries, num_keys, heads, first_head, num_heads, group, tiles,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, WIDEN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Grid and shapes of the forward kernel; delta, lse (B, heads, rows_h)."""
+    """Grid and shapes of the forward kernel; lse, delta (B, heads, T)."""
     batch = tl.program_id(1)
     h = first_head + num_heads - 1 - tl.program_id(0) // tiles
     offset = num_keys - queries
@@ -116,14 +78,12 @@ def dq_kernel(
     wide = batch.to(tl.int64)
     q = tl.load(q_ptr + wide * q_b + h * q_h + row[:, None] * q_t + c, mask=inside[:, None], other=0.0)
     dout = tl.load(dout_ptr + wide * dout_b + h * dout_h + row[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
-    rows = (wide * heads + h) * rows_h + row + offset % 4
+    rows = (wide * heads + h) * queries + row
     lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf"))
     delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
 
     window = head_window(windows_ptr, h, HAS_WINDOWS)
-    slope = 0.0
-    if LOCAL:
-        slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
+    slope = head_slope(slopes_ptr, h, LOCAL)
     starts_ptr += wide * num_keys
     start = i
     if PACKED:
@@ -132,20 +92,19 @@ def dq_kernel(
     lo, all_from = row_limits(tl.maximum(first, offset), last, starts_ptr, window, PACKED)
     lo = lo // BN * BN
     dq = tl.zeros([BM, D], tl.float32)
+    chunks, log_decay = 1, 0.0
     if CHUNK > 0:
-        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2)) * CHUNK
-        for chunk in range(lo // CHUNK, first // CHUNK + 1):
-            behind = (first // CHUNK - chunk).to(tl.float32)
-            aged = (q.to(tl.float32) * tl.exp2(log_decay * behind)[None, :]).to(q.dtype)
-            dq = dq * tl.exp2(log_decay)[None, :]  # Horner's rule: what came before is one chunk further away
-            dq = _dq_span(
-                dq, aged, dout, lse, delta, keys, v, WHICH, batch, h // group, tl.maximum(lo, chunk * CHUNK),
-                tl.minimum(last + 1, (chunk + 1) * CHUNK), all_from, first, i, start, slope, window,
-                LOCAL, PACKED, WIDEN, D, BM, BN,
-            )  # fmt: skip
-    else:
+        chunks = first // CHUNK - lo // CHUNK + 1
+        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
+    for chunk in range(chunks):
+        aged, begin, stop = q, lo, last + 1
+        if CHUNK > 0:
+            aged = (q.to(tl.float32) * tl.exp2(log_decay * (chunks - 1 - chunk))).to(q.dtype)
+            dq = dq * tl.exp2(log_decay)  # Horner's rule: what came before is one chunk further away
+            begin = tl.maximum(lo, (lo // CHUNK + chunk) * CHUNK)
+            stop = tl.minimum(last + 1, (lo // CHUNK + chunk + 1) * CHUNK)
         dq = _dq_span(
-            dq, q, dout, lse, delta, keys, v, WHICH, batch, h // group, lo, last + 1, all_from, first, i, start,
+            dq, aged, dout, lse, delta, keys, v, WHICH, batch, h // group, begin, stop, all_from, first, i, start,
             slope, window, LOCAL, PACKED, WIDEN, D, BM, BN,
         )  # fmt: skip
     dq_ptrs = dq_ptr + wide * dq_b + h * dq_h + row[:, None] * dq_t + c
@@ -153,83 +112,59 @@ def dq_kernel(
 
 
 @triton.jit
-def _dkv_tiles(
-    dk, dv, k, values, q, dout, lse, delta, starts_ptr,
-    batch, h, lo, hi, first, j, slope, window, offset, queries,
-    MASKED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
+def _row_sums(lse_ptr, delta_ptr, row, queries):
+    """The log-sum-exp and delta of queries `row`; zeros in rows that are no query's: they add nothing."""
+    inside = (row >= 0) & (row < queries)
+    return tl.load(lse_ptr + row, mask=inside, other=0.0), tl.load(delta_ptr + row, mask=inside, other=0.0)
+
+
+@triton.jit
+def _dkv_span(
+    dk, dv, k, values, q, dout, lse_ptr, delta_ptr, starts_ptr,
+    batch, h, lo, hi, all_until, first, j, slope, window, offset, queries,
+    LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Tiles of queries lo, lo + BM, ... below hi; all products transposed: keys by queries."""
     behind = slope * (j - first).to(tl.float32)
+    next_lse, next_delta = _row_sums(lse_ptr, delta_ptr, lo - offset + tl.arange(0, BM), queries)
     for i0 in tl.range(lo, hi, BM):
         q_tile = q.load([batch, h, i0 - offset, 0]).reshape(BM, D)
         dout_tile = dout.load([batch, h, i0 - offset, 0]).reshape(BM, D)
         i = i0 + tl.arange(0, BM)
-        # all zeros in rows that are no query's: they add nothing
-        ahead = lse.load([batch, h, i0 - offset // 4 * 4]).reshape(BM)
-        own = delta.load([batch, h, i0 - offset // 4 * 4]).reshape(BM)
+        lse, delta = next_lse, next_delta
+        # a step ahead and into registers: through shared memory each would cost barriers
+        next_lse, next_delta = _row_sums(lse_ptr, delta_ptr, i + BM - offset, queries)
         s = dot(k, q_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
-        dp = dot(values, dout_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
         if LOCAL:
-            ahead += slope * (i - first).to(tl.float32)
+            lse += slope * (i - first).to(tl.float32)
             s += behind[:, None]
-        p = tl.exp2(s - ahead[None, :])
-        if MASKED:
-            seen = j[:, None] <= i[None, :]
-            if LOCAL:
-                seen = seen & (j[:, None] > (i - window)[None, :])
+        if (i0 < first + BN - 1) | (i0 + BM > all_until):
+            start = i
             if PACKED:
                 start = tl.load(starts_ptr + i, mask=i < offset + queries, other=0).to(tl.int32)
-                seen = seen & (j[:, None] >= start[None, :])
-            p = tl.where(seen, p, 0.0)
+            s = tl.where(mask(i[None, :], j[:, None], start[None, :], window, LOCAL, PACKED), s, float("-inf"))
+        dp = dot(values, dout_tile.T, tl.zeros([BN, BM], tl.float32), WIDEN)
+        p = tl.exp2(s - lse[None, :])  # while the product runs
         dv = dot(p.to(dout_tile.dtype), dout_tile, dv, WIDEN)
-        ds = p * (dp - own[None, :])
+        ds = p * (dp - delta[None, :])
         dk = dot(ds.to(q_tile.dtype), q_tile, dk, WIDEN)
     return dk, dv
 
 
 @triton.jit
-def _dkv_span(
-    dk, dv, k, values, q, dout, lse, delta, starts_ptr,
-    batch, h, lo, hi, all_until, first, j, slope, window, offset,
-    queries,
-    LOCAL: tl.constexpr, PACKED: tl.constexpr, WIDEN: tl.constexpr,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Queries lo..hi - 1: on the diagonal, whole, cut by the window's or the document's end."""
-    left = tl.minimum(tl.maximum(tl.cdiv(first + BN - 1, BM) * BM, lo), hi)
-    right = hi
-    if LOCAL or PACKED:
-        right = tl.maximum(tl.minimum(all_until // BM * BM, hi), left)
-    dk, dv = _dkv_tiles(
-        dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h, lo, left, first, j, slope, window,
-        offset, queries, True, LOCAL, PACKED, WIDEN, D, BM, BN,
-    )  # fmt: skip
-    dk, dv = _dkv_tiles(
-        dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h, left, right, first, j, slope, window,
-        offset, queries, False, LOCAL, PACKED, WIDEN, D, BM, BN,
-    )  # fmt: skip
-    if LOCAL or PACKED:
-        dk, dv = _dkv_tiles(
-            dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h, right, hi, first, j, slope, window,
-            offset, queries, True, LOCAL, PACKED, WIDEN, D, BM, BN,
-        )  # fmt: skip
-    return dk, dv
-
-
-@triton.jit
 def dkv_kernel(
-    q, keys, v, dout, lse, delta, dk_ptr, dv_ptr,
+    q, keys, v, dout, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     slopes_ptr, windows_ptr, starts_ptr, ends_ptr, decay_ptr,
-    queries, num_keys, first_head, num_groups, group,
+    queries, num_keys, heads, first_head, num_groups, group,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, WIDEN: tl.constexpr, SHARE: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (key blocks * num_groups, batch): early keys, which most queries see, first.
 
-    A program sums over SHARE heads of one key/value head: q, dout (B, heads, T, D) and lse, delta (B, heads, T) as
-    descriptors; dk, dv (num_groups, B, S, D) float32.
+    A program sums over SHARE heads of one key/value head: q, dout (B, heads, T, D) as descriptors; lse, delta
+    (B, heads, T); dk, dv (num_groups, B, S, D) float32.
     """
     batch = tl.program_id(1)
     member = tl.program_id(0) % num_groups
@@ -249,38 +184,31 @@ def dkv_kernel(
     lo = tl.maximum(first, offset) // BM * BM
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
+    chunks, nearest, log_decay = 1, 0, 0.0
     if CHUNK > 0:
         farthest = end
         if LOCAL:
             farthest = lo
             for h in range(h0, h0 + SHARE):
                 farthest = tl.maximum(farthest, tl.minimum(end, last + head_window(windows_ptr, h, HAS_WINDOWS)))
-        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2)) * CHUNK
         nearest = first // CHUNK
-        for back in range((farthest - 1) // CHUNK - nearest + 1):
-            chunk = (farthest - 1) // CHUNK - back
-            aged = (k.to(tl.float32) * tl.exp2(log_decay * (chunk - nearest).to(tl.float32))[None, :]).to(k.dtype)
-            dk = dk * tl.exp2(log_decay)[None, :]  # Horner's rule, as in dq
-            for h in range(h0, h0 + SHARE):
-                window = head_window(windows_ptr, h, HAS_WINDOWS)
-                slope = 0.0
-                if LOCAL:
-                    slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
-                dk, dv = _dkv_span(
-                    dk, dv, aged, values, q, dout, lse, delta, starts_ptr, batch, h,
-                    tl.maximum(lo, chunk * CHUNK), tl.minimum(tl.minimum(end, last + window), (chunk + 1) * CHUNK),
-                    tl.minimum(whole_end, first + window), first, j, slope, window, offset, queries,
-                    LOCAL, PACKED, WIDEN, D, BM, BN,
-                )  # fmt: skip
-    else:
+        chunks = (farthest - 1) // CHUNK - nearest + 1
+        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
+    for back in range(chunks):
+        aged, begin, stop = k, lo, end
+        if CHUNK > 0:
+            ahead = chunks - 1 - back
+            aged = (k.to(tl.float32) * tl.exp2(log_decay * ahead)).to(k.dtype)
+            dk = dk * tl.exp2(log_decay)  # Horner's rule, as in dq
+            begin = tl.maximum(lo, (nearest + ahead) * CHUNK)
+            stop = tl.minimum(end, (nearest + ahead + 1) * CHUNK)
         for h in range(h0, h0 + SHARE):
+            row = (batch * heads + h).to(tl.int64) * queries
             window = head_window(windows_ptr, h, HAS_WINDOWS)
-            slope = 0.0
-            if LOCAL:
-                slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
+            slope = head_slope(slopes_ptr, h, LOCAL)
             dk, dv = _dkv_span(
-                dk, dv, k, values, q, dout, lse, delta, starts_ptr, batch, h,
-                lo, tl.minimum(end, last + window), tl.minimum(whole_end, first + window), first, j, slope, window,
+                dk, dv, aged, values, q, dout, lse_ptr + row, delta_ptr + row, starts_ptr, batch, h,
+                begin, tl.minimum(stop, last + window), tl.minimum(whole_end, first + window), first, j, slope, window,
                 offset, queries, LOCAL, PACKED, WIDEN, D, BM, BN,
             )  # fmt: skip
     target = ((member * tl.num_programs(1) + batch).to(tl.int64) * num_keys + j[:, None]) * D + tl.arange(0, D)[None, :]

@@ -1,8 +1,8 @@
 """The forward kernel: FlashAttention-2 (Dao 2023) with certified windows.
 
-A program owns a tile of queries of one head and walks over the key blocks that the head can see: blocks cut by the
-window or a document's border, whole blocks without a mask, blocks on the diagonal. Heads of one segment (local or
-global, rotated or not) share a launch. Logits are in base 2: queries carry log2(e).
+A program owns a tile of queries of one head and walks over the key blocks that the head can see; only blocks that the
+diagonal, the window or a document's border cuts are masked. Heads of one segment (local or global, rotated or not)
+share a launch. Logits are in base 2: queries carry log2(e).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -37,6 +37,15 @@ def head_window(windows_ptr, h, HAS_WINDOWS: tl.constexpr):
 
 
 @triton.jit
+def head_slope(slopes_ptr, h, LOCAL: tl.constexpr):
+    """What head h loses a token of distance, in base 2."""
+    slope = 0.0
+    if LOCAL:
+        slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
+    return slope
+
+
+@triton.jit
 def row_limits(first, last, starts_ptr, window, PACKED: tl.constexpr):
     """The first key that query `first` sees, and the first that query `last` (no earlier one) sees."""
     lo = tl.maximum(first - window + 1, 0)
@@ -48,13 +57,24 @@ def row_limits(first, last, starts_ptr, window, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _blocks(
+def mask(i, j, start, window, LOCAL: tl.constexpr, PACKED: tl.constexpr):
+    """Whether a query at position i, of a document that begins at `start`, sees key j."""
+    seen = j <= i
+    if LOCAL:
+        seen = seen & (j > i - window)
+    if PACKED:
+        seen = seen & (j >= start)
+    return seen
+
+
+@triton.jit
+def _span(
     acc, total, top, q, keys, v, which, batch, kv, lo, hi,
-    first, i, start, slope, window,
-    MASKED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
+    all_from, first, i, start, slope, window,
+    LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Key blocks lo, lo + BN, ... below hi."""
+    """Key blocks lo, lo + BN, ... below hi. One loop, because each fills the pipeline anew: a branch for the masks."""
     ahead = slope * (i - first).to(tl.float32)
     for j0 in tl.range(lo, hi, BN):
         k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
@@ -62,13 +82,8 @@ def _blocks(
         j = j0 + tl.arange(0, BN)
         if LOCAL:
             s += (slope * (j - first).to(tl.float32))[None, :] - ahead[:, None]
-        if MASKED:
-            seen = j[None, :] <= i[:, None]
-            if LOCAL:
-                seen = seen & (j[None, :] > (i - window)[:, None])
-            if PACKED:
-                seen = seen & (j[None, :] >= start[:, None])
-            s = tl.where(seen, s, float("-inf"))
+        if (j0 < all_from) | (j0 + BN > first + 1):
+            s = tl.where(mask(i[:, None], j[None, :], start[:, None], window, LOCAL, PACKED), s, float("-inf"))
         if ONLINE:
             new_top = tl.maximum(top, tl.max(s, 1))
             shrink = tl.exp2(top - new_top)
@@ -80,62 +95,6 @@ def _blocks(
         values = v.load([batch, kv, j0, 0]).reshape(BN, D)
         acc = dot(p.to(values.dtype), values, acc, WIDEN)
         total += tl.sum(p, 1)  # while the product runs
-    return acc, total, top
-
-
-@triton.jit
-def _span(
-    acc, total, top, q, keys, v, which, batch, kv, lo, hi,
-    all_from, first, i, start, slope, window,
-    LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Keys lo..hi - 1: cut on the left, whole, cut on the right."""
-    left = lo
-    if LOCAL or PACKED:
-        left = tl.minimum(tl.maximum(tl.cdiv(all_from, BN) * BN, lo), hi)
-    right = tl.maximum(tl.minimum((first + 1) // BN * BN, hi), left)
-    if LOCAL or PACKED:
-        acc, total, top = _blocks(
-            acc, total, top, q, keys, v, which, batch, kv, lo, left, first, i, start, slope, window,
-            True, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
-        )  # fmt: skip
-    acc, total, top = _blocks(
-        acc, total, top, q, keys, v, which, batch, kv, left, right, first, i, start, slope, window,
-        False, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
-    )  # fmt: skip
-    return _blocks(
-        acc, total, top, q, keys, v, which, batch, kv, right, hi, first, i, start, slope, window,
-        True, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
-    )  # fmt: skip
-
-
-@triton.jit
-def _tile(
-    q, keys, v, decay_ptr, which, batch, kv, lo, hi,
-    all_from, first, i, start, slope, window,
-    CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """All keys of a tile of queries; with xPos chunk by chunk, the queries decayed to each chunk's anchor."""
-    acc = tl.zeros([BM, D], tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    top = tl.full([BM], -1e30, tl.float32)
-    if CHUNK > 0:
-        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2)) * CHUNK
-        for chunk in range(lo // CHUNK, first // CHUNK + 1):
-            behind = (first // CHUNK - chunk).to(tl.float32)
-            aged = (q.to(tl.float32) * tl.exp2(log_decay * behind)[None, :]).to(q.dtype)
-            acc, total, top = _span(
-                acc, total, top, aged, keys, v, which, batch, kv, tl.maximum(lo, chunk * CHUNK),
-                tl.minimum(hi, (chunk + 1) * CHUNK), all_from, first, i, start, slope, window,
-                LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
-            )  # fmt: skip
-    else:
-        acc, total, top = _span(
-            acc, total, top, q, keys, v, which, batch, kv, lo, hi, all_from, first, i, start, slope, window,
-            LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
-        )  # fmt: skip
     return acc, total, top
 
 
@@ -156,6 +115,9 @@ def forward_kernel(
     """
     batch = tl.program_id(1)
     h = first_head + num_heads - 1 - tl.program_id(0) // tiles
+    if HAS_BOUNDS:  # noqa: SIM102 - two launches share the heads: one without the running maximum, one with
+        if (tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND) != ONLINE:
+            return
     offset = num_keys - queries
     first = (offset // BM + tiles - 1 - tl.program_id(0) % tiles) * BM  # a position; tiles are aligned to positions
     i = first + tl.arange(0, BM)
@@ -166,9 +128,7 @@ def forward_kernel(
     q = tl.load(q_ptrs, mask=inside[:, None], other=0.0)
 
     window = head_window(windows_ptr, h, HAS_WINDOWS)
-    slope = 0.0
-    if LOCAL:
-        slope = tl.load(slopes_ptr + h).to(tl.float32) * LOG2_E
+    slope = head_slope(slopes_ptr, h, LOCAL)
     starts_ptr += batch.to(tl.int64) * num_keys
     start = i
     if PACKED:
@@ -177,16 +137,26 @@ def forward_kernel(
     lo, all_from = row_limits(tl.maximum(first, offset), last, starts_ptr, window, PACKED)
     lo = lo // BN * BN
 
-    if HAS_BOUNDS:  # noqa: SIM102 - two launches share the heads: one without the running maximum, one with
-        if (tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND) != ONLINE:
-            return
-    acc, total, top = _tile(
-        q, keys, v, decay_ptr, WHICH, batch, h // group, lo, last + 1, all_from, first, i, start, slope, window,
-        CHUNK, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
-    )  # fmt: skip
+    acc = tl.zeros([BM, D], tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    top = tl.full([BM], -1e30, tl.float32)
+    chunks, log_decay = 1, 0.0
+    if CHUNK > 0:
+        chunks = first // CHUNK - lo // CHUNK + 1
+        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
+    for chunk in range(chunks):
+        aged, begin, stop = q, lo, last + 1
+        if CHUNK > 0:  # xPos: the queries as seen from this chunk's anchor
+            aged = (q.to(tl.float32) * tl.exp2(log_decay * (chunks - 1 - chunk))).to(q.dtype)
+            begin = tl.maximum(lo, (lo // CHUNK + chunk) * CHUNK)
+            stop = tl.minimum(last + 1, (lo // CHUNK + chunk + 1) * CHUNK)
+        acc, total, top = _span(
+            acc, total, top, aged, keys, v, WHICH, batch, h // group, begin, stop, all_from, first, i, start, slope,
+            window, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
+        )  # fmt: skip
     if not ONLINE:
         top = tl.zeros([BM], tl.float32)
     out_ptrs = out_ptr + batch.to(tl.int64) * out_b + h * out_h + row.to(tl.int64)[:, None] * out_t + channel[None, :]
-    tl.store(out_ptrs, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+    tl.store(out_ptrs, (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
     lse_ptrs = lse_ptr + (batch * heads + h).to(tl.int64) * queries + row
     tl.store(lse_ptrs, tl.log2(total) + top, mask=inside)

@@ -47,7 +47,7 @@ MIN_CHUNK = 128  # tokens; tiles of the Triton kernels divide it
 
 
 def xpos_chunk(rotary: Rotary) -> int:
-    """Tokens that share an anchor in the Triton kernels: a power of two, about 4 times xPos's scale.
+    """Tokens that share an anchor in the Triton kernels: a power of two, about 8 times xPos's scale.
 
     Position i of chunk c = i // chunk belongs to the anchor c * chunk + chunk / 2. Stored queries carry
     zeta^(i - anchor), stored keys zeta^(anchor - j), so no exponent leaves chunk / 2 whatever the position; between
@@ -55,7 +55,7 @@ def xpos_chunk(rotary: Rotary) -> int:
     """
     if rotary.xpos_scale is None:
         return MIN_CHUNK
-    return max(MIN_CHUNK, 1 << (int(4 * rotary.xpos_scale * rotary.interpolation).bit_length() - 1))
+    return max(MIN_CHUNK, 1 << (int(8 * rotary.xpos_scale * rotary.interpolation).bit_length() - 1))
 
 
 @functools.lru_cache(maxsize=8)
