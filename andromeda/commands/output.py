@@ -49,6 +49,11 @@ def write_json(path: str, values: dict[str, Any]) -> None:
         raise AndromedaError(f"--json {path}: cannot be written: {error.strerror}; choose another place") from error
 
 
+def say(line: str) -> None:
+    """To whoever waits, at once."""
+    print(line, flush=True)
+
+
 def plain_console(stderr: bool = False) -> Console:
     """A console that prints names as they are: brackets and colons in them mean nothing."""
     from rich.console import Console

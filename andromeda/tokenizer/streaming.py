@@ -39,8 +39,8 @@ class ByteStream:
 class TokenStream:
     """Other vocabularies: decode the ids since the last piece, behind those of the last piece.
 
-    A run of single bytes (`<0xE2>`) is held until it ends, for one wrong byte spoils the whole run. (There the library's
-    own DecodeStream gives wrong text or raises, tokenizers 0.23.)
+    A run of single bytes (`<0xE2>`) is held until it ends, for one wrong byte spoils the whole run. (There the
+    library's own DecodeStream gives wrong text or raises, tokenizers 0.23.)
 
     Args:
         token: as for ByteStream.

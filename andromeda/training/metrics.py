@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +46,6 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def open_metrics(path: Path, step: int) -> Iterator[MetricsFile]:
-    metrics = MetricsFile(path, step)
-    try:
-        yield metrics
-    finally:
-        metrics.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -21,13 +21,8 @@ class Progress(Protocol):
 
 
 @contextmanager
-def show_progress(steps: int, done: int, console: Console | None = None) -> Iterator[Progress]:
-    """Progress from step `done` to `steps`.
-
-    Args:
-        console: where; None: standard output.
-    """
-    console = console or Console()
+def show_progress(steps: int, done: int, console: Console) -> Iterator[Progress]:
+    """Progress from step `done` to `steps`."""
     if not console.is_terminal:
         yield _Lines(steps, console)
         return

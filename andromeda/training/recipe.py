@@ -131,16 +131,13 @@ class Recipe:
             vocab_size: of the tokenizer; None while it is not known.
 
         Raises:
-            AndromedaError: a key or value that the config refuses, or too few num_tokens for the tokenizer.
+            AndromedaError: a key or value that the config refuses.
         """
         keys = self.model_keys
         if vocab_size is not None:
             keys.setdefault("num_tokens", -(-vocab_size // NUM_TOKENS_MULTIPLE) * NUM_TOKENS_MULTIPLE)
         name = self.model.get("preset")
-        config = AndromedaConfig.from_dict(keys) if name is None else preset(str(name), **keys)
-        if vocab_size is not None:
-            check_vocabulary(config, vocab_size)
-        return config
+        return AndromedaConfig.from_dict(keys) if name is None else preset(str(name), **keys)
 
     def sequence_length(self, config: AndromedaConfig) -> int:
         """Raises AndromedaError for one that is longer than the model's."""

@@ -17,11 +17,7 @@ from pathlib import Path
 import matplotlib.figure  # noqa: F401  before the forks
 import torch
 
-import andromeda.checkpoint
-import andromeda.data.windows
-import andromeda.tokenizer
-import andromeda.training.loop
-import andromeda.training.plot  # noqa: F401  before the forks
+import andromeda.commands.session  # noqa: F401  before the forks
 from andromeda.commands.train import train
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from andromeda.checkpoint import load_checkpoint
-from andromeda.commands import train as command
+from andromeda.commands import session
 from andromeda.commands.train import train
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors
@@ -51,7 +51,7 @@ Train = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No picture, no long measurement; and so small a model is slower on two threads."""
-    monkeypatch.setattr("andromeda.training.plot.plot_losses", lambda *_: True)
+    monkeypatch.setattr("andromeda.commands.session.plot_losses", lambda *_: True)
     monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
     monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
     threads = torch.get_num_threads()
@@ -116,7 +116,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 def test_a_run_leaves_what_it_says(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("andromeda.training.plot.plot_losses", plot_losses)
+    monkeypatch.setattr("andromeda.commands.session.plot_losses", plot_losses)
     directory = run(recipe)
     names = sorted(path.name for path in directory.iterdir())
     assert names == ["checkpoints", "data", "loss.png", "metrics.jsonl", "recipe.yaml"]
@@ -175,7 +175,7 @@ def test_a_run_can_be_made_longer(recipe: Path, capsys: pytest.CaptureFixture[st
 def test_without_validation_or_matplotlib(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("andromeda.training.plot.plot_losses", plot_losses)
+    monkeypatch.setattr("andromeda.commands.session.plot_losses", plot_losses)
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     directory = run(recipe, "data.validation=[]")
@@ -186,14 +186,14 @@ def test_without_validation_or_matplotlib(
 
 
 def test_the_loss_curve_is_drawn_while_training_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "PLOT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "PLOT_SECONDS", 0.0)
     drawn: list[int] = []
 
     def draw(lines: list[dict[str, Any]], *_: object) -> bool:
         drawn.append(len(lines))
         return True
 
-    monkeypatch.setattr("andromeda.training.plot.plot_losses", draw)
+    monkeypatch.setattr("andromeda.commands.session.plot_losses", draw)
     run(recipe)
     assert drawn == [2, 5, 7, 7]  # lines of metrics at steps 4, 8 and 12, and at the end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda, Attention
 from andromeda.training.metrics import (
-    open_metrics,
+    MetricsFile,
     possible_flops_per_second,
     read_metrics,
     training_flops_per_token,
@@ -25,24 +26,24 @@ def steps(path: Path) -> list[int]:
 
 def test_lines_beyond_the_resumed_step_and_a_torn_one_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with open_metrics(path, 0) as metrics:
+    with closing(MetricsFile(path, 0)) as metrics:
         for step in (10, 20, 30):
             metrics.write({"step": step, "loss": step / 7})
         metrics.sync()
     with path.open("a") as file:
         file.write('{"step": 40, "lo')
     assert steps(path) == [10, 20, 30]
-    with open_metrics(path, 20) as metrics:
+    with closing(MetricsFile(path, 20)) as metrics:
         assert steps(path) == [10, 20]
         metrics.write({"step": 30, "loss": 1.0})
     assert read_metrics(path) == [{"step": 10, "loss": 10 / 7}, {"step": 20, "loss": 20 / 7}, {"step": 30, "loss": 1.0}]
-    with open_metrics(path, 0):
+    with closing(MetricsFile(path, 0)):
         assert steps(path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    with open_metrics(tmp_path / "m", 0) as metrics:
+    with closing(MetricsFile(tmp_path / "m", 0)) as metrics:
         metrics.write({"step": 1})
         assert steps(tmp_path / "m") == [1]
 
@@ -54,7 +55,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 
 def test_no_line_holds_what_json_cannot(tmp_path: Path) -> None:
-    with open_metrics(tmp_path / "m", 0) as metrics, pytest.raises(ValueError, match="JSON"):
+    with closing(MetricsFile(tmp_path / "m", 0)) as metrics, pytest.raises(ValueError, match="JSON"):
         metrics.write({"step": 1, "loss": float("nan")})
     assert json.loads("[]") == read_metrics(tmp_path / "m")
 
