@@ -136,6 +136,11 @@ class AndromedaConfig:
         return 10.0 if self.qk_norm else 1.0 / math.sqrt(self.dim_head)
 
     @property
+    def num_local_heads(self) -> int:
+        """How many heads, counted from the first, carry ALiBi."""
+        return self.alibi_num_heads if self.alibi_pos_bias else 0
+
+    @property
     def num_rotated_heads(self) -> int:
         """How many heads, counted from the first, are rotated."""
         return {"alibi": self.alibi_num_heads, "all": self.heads, "none": 0}[self.rotary_heads]

@@ -26,6 +26,7 @@ from andromeda.errors import AndromedaError
 from andromeda.kernels import Geometry, attention, embed, linear_cross_entropy
 
 EMBEDDING_STD = 0.02
+IGNORED = -100  # a target that is not predicted
 
 EmbeddingProvider = Callable[[AndromedaConfig], nn.Module]
 EMBEDDING_PROVIDERS: dict[str, EmbeddingProvider] = {}
@@ -298,12 +299,12 @@ class Andromeda(nn.Module):
         return cast(Tensor, self.embedding.weight if self.config.tie_embeddings else self.to_logits.weight)
 
     def token_losses(self, ids: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        """Cross-entropy in nats of each target, (B, T) float32; 0 where the target is -100.
+        """Cross-entropy in nats of each target, (B, T) float32; 0 where the target is IGNORED.
 
         Of many tokens, the logits of only a part are held at a time; the backward pass computes them again.
         """
         hidden = self.hidden(ids, documents=documents).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.output_weight, targets.flatten()).view(ids.shape)
+        return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), IGNORED).view(ids.shape)
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.dim() != 2 or ids.shape[1] == 0:
@@ -311,13 +312,7 @@ class Andromeda(nn.Module):
                 f"model: token ids must be (batch, tokens), at least one token; got {tuple(ids.shape)}"
             )
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the device
-            low, high = (int(x) for x in torch.aminmax(ids))
-            if low < 0 or high >= self.config.num_tokens:
-                wrong = low if low < 0 else high
-                raise AndromedaError(
-                    f"model: token id {wrong} is out of range for num_tokens={self.config.num_tokens}; "
-                    "does the tokenizer belong to this model?"
-                )
+            check_range(self.config, *(int(x) for x in torch.aminmax(ids)))
 
     def _position_embeddings(self, held: int, tokens: int, starts: Tensor | None) -> Tensor:
         if held + tokens > self.config.max_seq_len:
@@ -336,8 +331,8 @@ class Andromeda(nn.Module):
             factor = positions.log_n_temperature(index, config.max_seq_len)[..., None, None]
             is_global = torch.arange(config.heads, device=device)[:, None] >= config.alibi_num_heads
             q_scale = torch.where(is_global, factor, 1.0)
-        local_heads = config.alibi_num_heads if config.alibi_pos_bias else 0
-        return Pass(Geometry(rotary=positions.rotary(config), starts=starts, local_heads=local_heads), q_scale, cache)
+        geometry = Geometry(rotary=positions.rotary(config), starts=starts, local_heads=config.num_local_heads)
+        return Pass(geometry, q_scale, cache)
 
     def reset_parameters(self) -> None:
         """Initialises all weights but the embedding's.
@@ -359,6 +354,15 @@ class Andromeda(nn.Module):
             nn.init.normal_(self.position_embedding.weight, std=EMBEDDING_STD)
         if not config.tie_embeddings:
             nn.init.normal_(self.to_logits.weight, std=EMBEDDING_STD)
+
+
+def check_range(config: AndromedaConfig, low: int, high: int) -> None:
+    """Raises AndromedaError where the lowest or the highest of some token ids is none of the model's."""
+    if low < 0 or high >= config.num_tokens:
+        raise AndromedaError(
+            f"model: token id {low if low < 0 else high} is out of range for num_tokens={config.num_tokens}; "
+            "does the tokenizer belong to this model?"
+        )
 
 
 def document_starts(documents: Tensor) -> Tensor:

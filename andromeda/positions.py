@@ -28,8 +28,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 def head_slopes(config: AndromedaConfig) -> list[float]:
     """One slope a query head; 0 for a head without ALiBi."""
-    local = config.alibi_num_heads if config.alibi_pos_bias else 0
-    return alibi_slopes(local) + [0.0] * (config.heads - local)
+    return alibi_slopes(config.num_local_heads) + [0.0] * (config.heads - config.num_local_heads)
 
 
 def rotary(config: AndromedaConfig) -> Rotary | None:

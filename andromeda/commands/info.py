@@ -213,7 +213,7 @@ def _report(config: AndromedaConfig, figures: dict[str, Any]) -> list[Renderable
 def _overview(config: AndromedaConfig, figures: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    local = config.alibi_num_heads if config.alibi_pos_bias else 0
+    local = config.num_local_heads
     rows = {
         "model": figures["model"],
         "parameters": f"{count(figures['parameters'])}, "

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from andromeda.data.text import Tokens
 from andromeda.errors import AndromedaError
+from andromeda.model import IGNORED
 
-IGNORED = -100  # a target that is not predicted
 FEISTEL_ROUNDS = 8
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from andromeda.errors import AndromedaError
-from andromeda.model import Andromeda
+from andromeda.model import Andromeda, check_range
 from andromeda.tokenizer import Tokenizer
 
 TOKENS_AT_ONCE = 8192  # short windows are read together, up to so many tokens
@@ -87,7 +87,8 @@ def score_lengths(
     lengths = sorted(set(lengths))
     scored = scored_tokens(len(ids), lengths)
     ids, byte_counts = ids[:scored], byte_counts[:scored]
-    _check_ids(model, ids, end_of_text)
+    # On the CPU: on other devices the model itself does not look.
+    check_range(model.config, min(int(ids.min()), end_of_text), max(int(ids.max()), end_of_text))
     losses: dict[int, Tensor] = {}  # (scored,) by length
     for length in reversed(lengths):  # what does not fit the machine or the model fails first
         losses[length] = window_losses(model, ids, length, end_of_text=end_of_text, progress=progress)
@@ -172,16 +173,6 @@ def _windows(ids: Tensor, length: int) -> Iterator[Tensor]:
             yield piece[:whole].view(-1, length)
         if whole < len(piece):
             yield piece[None, whole:]
-
-
-def _check_ids(model: Andromeda, ids: Tensor, end_of_text: int) -> None:
-    """On the CPU: on other devices the model itself does not look."""
-    largest = max(int(ids.max()), end_of_text)
-    if largest >= model.config.num_tokens:
-        raise AndromedaError(
-            f"evaluation: token id {largest} is out of range for num_tokens={model.config.num_tokens}; "
-            "does the tokenizer belong to this model?"
-        )
 
 
 def _by_position(losses: Mapping[int, Tensor], byte_counts: Tensor, longest: int) -> list[PositionScore]:

@@ -15,7 +15,7 @@ from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.inference.sampling import Sampling, sample
-from andromeda.model import Andromeda
+from andromeda.model import Andromeda, check_range
 
 PREFILL_BYTES = 256 * 2**20  # activations that a chunk of the prompt may take, about
 
@@ -188,12 +188,7 @@ def _check(
     for ids in prompts:
         if not ids:
             raise AndromedaError("generate: the prompt is empty; give at least one token")
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= config.num_tokens:
-            raise AndromedaError(
-                f"generate: token id {low if low < 0 else high} is out of range for num_tokens={config.num_tokens}; "
-                "does the tokenizer belong to this model?"
-            )
+        check_range(config, min(ids), max(ids))
         if config.use_abs_pos_emb and len(ids) > config.max_seq_len:
             raise AndromedaError(
                 f"generate: the prompt has {len(ids)} tokens, but with use_abs_pos_emb=True "

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from andromeda.errors import AndromedaError
+from andromeda.model import IGNORED
 from andromeda.training.metrics import Meter
-from andromeda.training.objective import IGNORED, Batch, Objective
+from andromeda.training.objective import Batch, Objective
 from andromeda.training.optimizer import learning_rate
 from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe

@@ -14,8 +14,6 @@ from andromeda.model import Andromeda
 Batch = tuple[Tensor, Tensor, Tensor | None]
 Objective = Callable[[Batch], Tensor]  # -> (B, T) nats, 0 where there is no target
 
-IGNORED = -100
-
 
 class NextToken:
     """Cross-entropy of each target, in nats: float32, from activations in the given precision.

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andromeda.data.windows import IGNORED, TokenWindows, document_numbers, shuffled, validation_batches
+from andromeda.data.windows import TokenWindows, document_numbers, shuffled, validation_batches
 from andromeda.errors import AndromedaError
+from andromeda.model import IGNORED
 
 END = 0
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from andromeda.errors import AndromedaError
-from andromeda.model import Andromeda
+from andromeda.model import IGNORED, Andromeda
 from andromeda.training.loop import Loop, Outside
 from andromeda.training.metrics import TIMINGS, Meter
-from andromeda.training.objective import IGNORED, Batch, NextToken
+from andromeda.training.objective import Batch, NextToken
 from andromeda.training.optimizer import build_optimizer, learning_rate
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from andromeda.model import Andromeda
-from andromeda.training.objective import IGNORED, Batch, NextToken, bits_per_byte
+from andromeda.model import IGNORED, Andromeda
+from andromeda.training.objective import Batch, NextToken, bits_per_byte
 
 CPU = torch.device("cpu")
 
