@@ -1,10 +1,9 @@
-"""Full forward == prefill in one, in chunks, token by token == generate with and without cache."""
+"""Full forward == generate with and without cache, however the prompt is read (the pass itself: test_model.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,12 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.inference.generate import Context, default_prefill_chunk, generate, generate_batch
 from andromeda.inference.sampling import GREEDY, Sampling
-from andromeda.kernels import attention_backend
 from andromeda.model import Andromeda
 
 TINY = AndromedaConfig(
@@ -71,19 +68,6 @@ def some_ids(length: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, TINY.num_tokens, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def in_chunks(model: Andromeda, ids: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    cache = Cache()
-    logits = [model(piece, cache=cache) for piece in ids.split(sizes, dim=1)]
-    assert cache.length == ids.shape[1]
-    return torch.cat(logits, dim=1)
-
-
-def cut(length: int, borders: list[int]) -> list[int]:
-    places = [0, *sorted({border % (length - 1) + 1 for border in borders}), length]
-    return [last - first for first, last in pairwise(places) if last > first]
-
-
 @pytest.fixture
 def lengths_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Andromeda], list[int]]:
     """Watches a model: how many tokens each pass over it reads."""
@@ -105,25 +89,6 @@ def test_the_windows_of_the_tests_are_active():
     block: Any = build().blocks[0]
     windows = sorted(block.attention.windows().tolist())
     assert windows[0] < 29 < windows[1] < LENGTH < windows[2]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_one_chunk_tokens_and_the_whole_are_one(name):
-    model, ids = build(**CONFIGS[name]), some_ids(LENGTH, batch=2)
-    with torch.no_grad():
-        whole = model(ids)
-    for sizes in ([LENGTH], [1] * LENGTH, [31, 1, 33, 2, 23]):
-        torch.testing.assert_close(in_chunks(model, ids, sizes), whole, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=8)
-@given(borders=st.lists(st.integers(0, 10_000), max_size=6), length=st.integers(2, LENGTH), seed=st.integers(0, 99))
-def test_any_chunking_is_the_dense_reference_in_float64(name, borders, length, seed):
-    model, ids = build(torch.float64, **CONFIGS[name]), some_ids(length, seed=seed)
-    with torch.no_grad(), attention_backend("reference"):
-        truth = model(ids)
-    torch.testing.assert_close(in_chunks(model, ids, cut(length, borders)), truth, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
