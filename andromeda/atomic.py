@@ -51,7 +51,7 @@ def atomic_directory(target: str | Path, *, replaceable: Callable[[Path], bool])
     with _explained(target, "what was there before is unchanged; free space, or choose another place"):
         new_parents = [parent for parent in target.parents if not parent.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent):
+        with locked(target.parent):
             _recover(target)
             _check_replaceable(target, replaceable)
             _remove_abandoned(target)
@@ -62,7 +62,7 @@ def atomic_directory(target: str | Path, *, replaceable: Callable[[Path], bool])
             yield temporary
             for path in (temporary, *temporary.rglob("*")):
                 _sync(path)
-            with _locked(target.parent):
+            with locked(target.parent):
                 _publish(temporary, target)
         with _explained(target, "the new version is in place, but may not outlive a power failure"):
             for parent in (target, *new_parents):
@@ -229,9 +229,16 @@ def _is_abandoned(temporary: Path, on_this_machine: bool) -> bool:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One writer at a time makes, cleans up and renames directories in a parent; never held while files are written."""
-    lock = _lock(directory, wait=True)
+def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time, where the file system has locks; the lock dies with its process.
+
+    `atomic_directory` makes, cleans up and renames directories under the lock of their parent, and never holds it while
+    files are written.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is False.
+    """
+    lock = _lock(directory, wait)
     try:
         yield
     finally:
@@ -239,11 +246,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _lock(directory: Path, wait: bool) -> int | None:
-    """Takes the lock on a directory, which dies with its process; None where the file system has no locks.
-
-    Raises:
-        BlockingIOError: another writer holds it, and `wait` is False.
-    """
+    """Takes the lock on a directory; None where the file system has no locks. Errors are those of `locked`."""
     import fcntl  # POSIX alone; readers do without
 
     descriptor = os.open(directory, os.O_RDONLY)

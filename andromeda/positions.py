@@ -97,5 +97,9 @@ def initial_windows(config: AndromedaConfig) -> Sequence[float]:
         return [math.inf] * config.heads
     slopes = torch.tensor(head_slopes(config), dtype=torch.float64)
     bounds = torch.full_like(slopes, config.qk_temperature)
-    windows = certified_windows(bounds, slopes, config.window_epsilon).tolist()
-    return [math.inf if window == NO_WINDOW else window for window in windows]
+    return in_tokens(certified_windows(bounds, slopes, config.window_epsilon))
+
+
+def in_tokens(windows: Tensor) -> list[float]:
+    """Certified windows as numbers, infinite for heads that reach everywhere."""
+    return [math.inf if window == NO_WINDOW else window for window in windows.tolist()]

@@ -163,15 +163,14 @@ def _windows_of(config: AndromedaConfig, gains: dict[str, Any]) -> Windows:
     """As `model.Attention.windows` has them."""
     import torch
 
-    from andromeda.positions import NO_WINDOW, certified_windows, head_slopes, logit_bounds
+    from andromeda.positions import certified_windows, head_slopes, in_tokens, logit_bounds
 
     slopes = torch.tensor(head_slopes(config), dtype=torch.float64)
     windows = []
     for block in range(config.depth):
         q_gain, k_gain = (gains[f"blocks.{block}.attention.{name}"].double() for name in GAINS)
         bounds = logit_bounds(q_gain, k_gain, config.qk_temperature)
-        tokens = certified_windows(bounds, slopes, config.window_epsilon).tolist()
-        windows.append([math.inf if window == NO_WINDOW else window for window in tokens])
+        windows.append(in_tokens(certified_windows(bounds, slopes, config.window_epsilon)))
     return windows
 
 

@@ -14,7 +14,7 @@ import torch
 
 from andromeda.atomic import replace_file
 from andromeda.errors import AndromedaError
-from andromeda.model import Andromeda, Attention
+from andromeda.model import Andromeda
 
 # In a line of metrics.jsonl; all its other values are the same for every run of a recipe on one machine.
 TIMINGS = ("seconds", "tokens_per_second", "flops_per_second", "possible_flops_per_second")
@@ -85,10 +85,8 @@ def training_flops_per_token(model: Andromeda, seq_len: int) -> float:
     config = model.config
     products = config.flops_per_token(seq_len).products
     attention = 0.0
-    for module in model.modules():
-        if not isinstance(module, Attention):
-            continue
-        windows = module.windows()
+    for block in model.blocks:
+        windows = block.attention.windows()
         limits = None if windows is None else windows.tolist()
         attention += config.flops_per_token(seq_len, limits).attention / config.depth
     return BACKWARD_AND_FORWARD * (products + attention)

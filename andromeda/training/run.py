@@ -12,13 +12,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from andromeda.atomic import replace_file
+from andromeda.atomic import locked, replace_file
 from andromeda.checkpoint import RUN_CHECKPOINTS, run_checkpoints
 from andromeda.errors import AndromedaError
 from andromeda.training.recipe import Recipe
@@ -111,7 +111,13 @@ def open_run(recipe: Recipe) -> Iterator[RunDirectory]:
         raise AndromedaError(f"{path}: is a file, and the run needs a directory; choose another output") from error
     except OSError as error:
         raise AndromedaError(f"{path}: cannot be made: {error.strerror}; choose another output") from error
-    with _locked(path):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, wait=False))
+        except BlockingIOError as error:
+            raise AndromedaError(
+                f"{path}: another process trains in it; wait for it, or choose another output"
+            ) from error
         run, stored = RunDirectory(path), path / RECIPE
         if not stored.exists() and any(not entry.name.startswith(f".{RECIPE}") for entry in path.iterdir()):
             raise AndromedaError(f"{path}: holds files of something else; choose another output")
@@ -151,19 +157,3 @@ def _set_aside(path: Path) -> Path:
         number += 1
     os.rename(path, aside)
     return aside
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process trains in a directory at a time; the lock dies with it."""
-    import fcntl  # not on Windows, where models can still be read
-
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise AndromedaError(f"{path}: another process trains in it; wait for it, or choose another output") from error
-    else:
-        yield
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +130,15 @@ def test_one_process_at_a_time(make: MakeRecipe) -> None:
         other.wait()
         with open_run(make()) as run:
             assert run.path.is_dir()
+
+
+def test_a_file_system_without_locks(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with open_run(make()) as run:
+        assert run.path.is_dir()
 
 
 def test_the_newest_whole_checkpoint_counts(make: MakeRecipe) -> None:
