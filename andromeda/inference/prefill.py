@@ -8,6 +8,9 @@ for the last token alone. In fp8 the products of all blocks but the last multipl
   17 binary orders, not to fit them closely.
 * What LayerNorm gives has a certain bound, sqrt(dim) * max|weight|, hence a fixed scale that cannot overflow.
 * Attention's output and the activation have a scale a row, measured; it is multiplied in after the product.
+* Normalised queries and keys need no measuring. Of the heads that are not rotated, which do most of attention's work in
+  a long prompt, q.k multiplies e4m3 numbers too, with the temperature shared among both sides; xPos's decay would
+  leave e4m3's range.
 
 Shapes: B batch, T tokens, H query heads, D dim_head, R = T + shift_tokens rows a sequence (see `kernels.pointwise`).
 """
@@ -79,6 +82,8 @@ class _Space:
     h_scales: list[Tensor]  # () a block
     fused: Tensor  # (B, R, columns): queries, then attention's output | feed-forward | keys | values
     keys: Tensor  # (1 or 2, B, kv_heads, S, D)
+    q8: Tensor | None  # (B, T, heads that are not rotated, D) in e4m3
+    keys8: Tensor | None  # (1, B, kv_heads, S, D) in e4m3
     out: Tensor  # (B, R, dim)
     act8: Tensor | None  # (B * R, H * D + ff) attention's output and the activation in e4m3
     act_scales: Tensor | None  # (B, R)
@@ -108,6 +113,7 @@ class Prefill:
         self.device = model.output_weight.device
         self.reason = why_not(self.config, precision, self.device)
         self.graph = graph and self.device.type == "cuda"
+        self.heads8 = heads_in_fp8(self.config) if precision == "fp8" else 0
         self._space: tuple[tuple[int, int, int], _Space] | None = None
         self._recorded: tuple[tuple[int, int], torch.cuda.CUDAGraph, Tensor, Tensor, _Space] | None = None
         if self.reason is None:
@@ -154,17 +160,21 @@ class Prefill:
         attention, ff, config = block.attention, block.feed_forward, self.config
         queries = config.heads * config.dim_head
         qkv = attention.to_qkv.weight
-        last = block.index == config.depth - 1  # its large product is keys and values, and everything else is one row
+        exact = self._is_exact(block.index)
         gained = config.attn_qk_norm_dim_scale
         return _Layer(
-            inward=self._matrix(torch.cat([qkv[:queries], ff.up.weight, qkv[queries:]]), last),
-            outward=self._matrix(torch.cat([attention.to_out.weight, ff.down.weight], dim=1), last),
+            inward=self._matrix(torch.cat([qkv[:queries], ff.up.weight, qkv[queries:]]), exact),
+            outward=self._matrix(torch.cat([attention.to_out.weight, ff.down.weight], dim=1), exact),
             norm=block.norm.weight.detach().float(),
             q_gain=attention.q_gain.detach().float() if gained else None,
             k_gain=attention.k_gain.detach().float() if gained else None,
             bounds=attention.bounds(self.dtype),
             windows=attention.windows(self.dtype),
         )
+
+    def _is_exact(self, n: int) -> bool:
+        """Whether block n keeps its precision: the last, whose large product is keys and values, the rest one row."""
+        return n == self.config.depth - 1
 
     def _matrix(self, weight: Tensor, exact: bool) -> _Matrix:
         if self.precision != "fp8" or exact:
@@ -213,6 +223,8 @@ class Prefill:
             h_scales=[bound / E4M3_MAX for bound in bounds],
             fused=new(batch, rows, columns),
             keys=new(sorts, batch, config.kv_heads, held + tokens, config.dim_head),
+            q8=new(batch, tokens, self.heads8, config.dim_head, dtype=E4M3) if self.heads8 else None,
+            keys8=new(1, batch, config.kv_heads, held + tokens, config.dim_head, dtype=E4M3) if self.heads8 else None,
             out=new(*residual),
             act8=new(batch * rows, inner, dtype=E4M3) if fp8 else None,
             act_scales=new(batch, rows, dtype=torch.float32) if fp8 else None,
@@ -276,8 +288,21 @@ class Prefill:
         return step.space.fused[:, : step.tokens, : config.heads * config.dim_head].unflatten(-1, (config.heads, -1))
 
     def _attention(self, n: int, step: _Step) -> None:
-        q = self._queries(step)
-        _attend(q, step.space.keys, step.values[n], self._geometry(n, step), q)
+        q, keys, v, geometry = self._queries(step), step.space.keys, step.values[n], self._geometry(n, step)
+        if step.space.q8 is None or step.space.keys8 is None or self._is_exact(n):
+            _attend(q, keys, v, geometry, q)
+            return
+        heads, cut = self.config.heads, self.config.heads - self.heads8
+        if cut > 0:
+            kv = self._kv_heads(0, cut)
+            _attend(q[:, :, :cut], keys[:, :, kv], v[:, :, kv], geometry.of_heads(0, cut), q[:, :, :cut])
+        kv, reaching = self._kv_heads(cut, heads), geometry.of_heads(cut, heads)
+        _attend(step.space.q8, step.space.keys8[:, :, kv], v[:, :, kv], reaching, q[:, :, cut:])
+
+    def _kv_heads(self, first: int, end: int) -> slice:
+        """Those of query heads first..end - 1."""
+        group = self.config.heads // self.config.kv_heads
+        return slice(first // group, -(-end // group))
 
     def _activate(self, n: int, step: _Step) -> None:
         from andromeda.kernels import pointwise
@@ -353,32 +378,42 @@ class Prefill:
 
     def _keys(self, n: int, q: Tensor | None, step: _Step) -> None:
         """Prepares q in place and all keys as the kernel takes them; finds all values."""
-        config, layer, keys = self.config, self._layers[n], step.space.keys
+        config, layer, exact = self.config, self._layers[n], self._is_exact(n)
         inner, columns = self._columns
         kv = step.space.fused[:, : step.tokens, inner:columns].unflatten(-1, (2 * config.kv_heads, config.dim_head))
         k, v = kv.split(config.kv_heads, dim=2)
-        self._prepare(q, k, keys, layer, step.held, step)
+        self._prepare(q, k, layer, step.held, step, exact)
         step.values[n] = v
         if step.cache is None:
             return
-        all_k, all_v = step.cache.append(n, keys[0, :, :, step.held :].transpose(1, 2), v)
+        all_k, all_v = step.cache.append(n, step.space.keys[0, :, :, step.held :].transpose(1, 2), v)
         if step.held > 0:
-            self._prepare(None, all_k[:, : step.held], keys, None, 0, step)
+            self._prepare(None, all_k[:, : step.held], None, 0, step, exact)
             step.values[n] = all_v
 
     def _prepare(
-        self, q: Tensor | None, k: Tensor | None, keys: Tensor, layer: _Layer | None, offset: int, step: _Step
+        self, q: Tensor | None, k: Tensor | None, layer: _Layer | None, offset: int, step: _Step, exact: bool
     ) -> None:
-        """Without a layer: keys that are normalised already."""
-        from andromeda.kernels.pointwise import prepare_queries_and_keys
+        """Without a layer: keys that are normalised already. `exact`: nothing in e4m3."""
+        from andromeda.kernels.pointwise import prepare_queries_and_keys as prepare
 
-        config = self.config
-        prepare_queries_and_keys(
-            q, k, keys, rotary=positions.rotary(config), offset=offset, scale=config.qk_temperature * LOG2_E,
-            q_gain=None if layer is None else layer.q_gain, k_gain=None if layer is None else layer.k_gain,
-            normalise=layer is not None and config.normalises_qk, local_heads=config.alibi_num_heads,
-            trained_length=config.max_seq_len if self._sharpens(step) else None,
+        config, space = self.config, step.space
+        q_gain, k_gain = (None, None) if layer is None else (layer.q_gain, layer.k_gain)
+        cut = config.heads - (0 if exact else self.heads8)
+        scale, rotary = config.qk_temperature * LOG2_E, positions.rotary(config)
+        normalise = layer is not None and config.normalises_qk
+        trained_length = config.max_seq_len if self._sharpens(step) else None
+        prepare(
+            None if q is None or cut == 0 else q[:, :, :cut], k, space.keys, rotary=rotary, offset=offset, scale=scale,
+            q_gain=None if q_gain is None else q_gain[:cut], k_gain=k_gain, normalise=normalise,
+            local_heads=config.alibi_num_heads, trained_length=trained_length,
         )  # fmt: skip
+        if cut < config.heads:
+            prepare(
+                None if q is None else q[:, :, cut:], k, space.keys8, rotary=None, offset=offset,
+                scale=math.sqrt(scale), key_scale=math.sqrt(scale), q_gain=None if q_gain is None else q_gain[cut:],
+                k_gain=k_gain, normalise=normalise, trained_length=trained_length, out=None if q is None else space.q8,
+            )  # fmt: skip
 
     def _sharpens(self, step: _Step) -> bool:
         return self.config.log_n_temperature and step.held + step.tokens > self.config.max_seq_len
@@ -407,7 +442,7 @@ class Prefill:
         self._keys(n, None, step)
         last = F.linear(h[:, step.tokens - 1 : step.tokens], layer.inward.value[:inner])
         q = last[..., :plain].unflatten(-1, (config.heads, -1)).contiguous()
-        self._prepare(q, None, space.keys, layer, step.held + step.tokens - 1, step)
+        self._prepare(q, None, layer, step.held + step.tokens - 1, step, exact=True)
         attended = _attend(q, space.keys, step.values[n], self._geometry(n, step), torch.empty_like(q)).flatten(2)
         o = F.linear(torch.cat([attended, _activation(config)(last[..., plain:])], dim=-1), layer.outward.value)
         x = from_delayed_rows(space.x, config.shift_tokens, step.tokens - 1, 1)
@@ -462,6 +497,15 @@ class _Step:
         """Rows of all sequences, up to the last token of the last: what the products multiply."""
         batch, rows = self.space.x.shape[:2]
         return batch * rows - (rows - self.tokens)
+
+
+def heads_in_fp8(config: AndromedaConfig) -> int:
+    """How many heads, the last ones, multiply q and k in e4m3: the global ones, if normalised and not rotated."""
+    local = config.alibi_num_heads if config.alibi_pos_bias else 0
+    divides_groups = config.kv_heads == 1 or local % (config.heads // config.kv_heads) == 0
+    if config.normalises_qk and config.num_rotated_heads <= local and divides_groups:
+        return config.heads - local
+    return 0
 
 
 def why_not(config: AndromedaConfig, precision: str, device: torch.device) -> str | None:

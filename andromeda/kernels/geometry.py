@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,18 @@ class Geometry:
     starts: Tensor | None = None
     rotary: Rotary | None = None
     local_heads: int | None = None
+
+    def of_heads(self, first: int, end: int) -> Geometry:
+        """That of heads first..end - 1 alone."""
+        slopes, windows, bounds = (
+            None if x is None else x[first:end] for x in (self.slopes, self.windows, self.bounds)
+        )
+        local = None if self.local_heads is None else min(max(self.local_heads - first, 0), end - first)
+        if local == 0:
+            slopes = windows = None
+        rotated = 0 if self.rotary is None else min(max(self.rotary.heads - first, 0), end - first)
+        rotary = replace(self.rotary, heads=rotated) if self.rotary is not None and rotated else None
+        return replace(self, slopes=slopes, windows=windows, bounds=bounds, rotary=rotary, local_heads=local)
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> None:

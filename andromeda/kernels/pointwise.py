@@ -63,7 +63,7 @@ def _store_pairs(target, x1, x2, inside, PAIRS: tl.constexpr):
 def _prepare_kernel(
     q_ptr, out_ptr, k_ptr, keys_ptr, q_gain_ptr, k_gain_ptr, turns_ptr, decay_ptr,
     q_b, q_t, out_b, out_t, k_b, k_t, keys_w, keys_b, keys_h,
-    tokens, offset, scale, log_n,
+    tokens, offset, scale, key_scale, log_n,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, ROTATED: tl.constexpr, LOCAL: tl.constexpr, LOG_N: tl.constexpr,
     NORMALISE: tl.constexpr, GAINS: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
@@ -112,6 +112,8 @@ def _prepare_kernel(
                 g1, g2 = _gains(k_gain_ptr, h, PAIRS)
                 x1 *= g1
                 x2 *= g2
+            x1 *= key_scale
+            x2 *= key_scale
             _store_pairs(slot + h * keys_h, x1, x2, inside, PAIRS)
             if ROTATED > 0:
                 y1, y2 = x1 * k_cos - x2 * k_sin, x2 * k_cos + x1 * k_sin
@@ -126,6 +128,7 @@ def prepare_queries_and_keys(
     rotary: Rotary | None,
     offset: int,
     scale: float,
+    key_scale: float = 1.0,
     q_gain: Tensor | None = None,
     k_gain: Tensor | None = None,
     normalise: bool = True,
@@ -141,12 +144,12 @@ def prepare_queries_and_keys(
         keys: (1 or 2, B, kv_heads, S, D): slots offset..offset + T - 1 are written; two sorts if heads are rotated.
         rotary: of the first rotary.heads heads.
         offset: position of the first token.
-        scale: on queries: the temperature, and log2(e) for kernels in base 2.
+        scale: on queries: the temperature, and log2(e) for kernels in base 2. key_scale: on keys.
         q_gain, k_gain: (heads, D), (kv_heads, D), both or none.
         normalise: L2-normalise both first.
         local_heads, trained_length: heads from local_heads on are multiplied by
             max(1, ln(i + 1) / ln(trained_length)) at position i; None: they are not.
-        out: like q.
+        out: like q. It and keys may be in e4m3.
     """
     given = q if q is not None else k
     assert given is not None
@@ -157,15 +160,20 @@ def prepare_queries_and_keys(
     gained = q_gain if q_gain is not None else k_gain
     at_keys = (0, 0, 0) if keys is None else keys.stride()[:3]
     rows = max(1, TILE // pairs)
+    out = q if out is None else out
+    target, slots = (None if x is None else _target(x) for x in (out, keys))
     _prepare_kernel[(triton.cdiv(tokens, rows), batch)](
-        *(given if x is None else x for x in (q, q if out is None else out, k, keys, q_gain, k_gain)),
-        turns, decay, *_row_strides(q), *_row_strides(q if out is None else out), *_row_strides(k), *at_keys,
-        tokens, offset, scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
+        *(given if x is None else x for x in (q, target, k, slots, q_gain, k_gain)),
+        turns, decay, *_row_strides(q), *_row_strides(target), *_row_strides(k), *at_keys,
+        tokens, offset, scale, key_scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
         HEADS=0 if q is None else q.shape[2], KV_HEADS=0 if k is None else k.shape[2],
         ROTATED=0 if rotary is None else rotary.heads, LOCAL=local_heads, LOG_N=trained_length is not None,
         NORMALISE=normalise, GAINS=gained is not None, CHUNK=1 if rotary is None else xpos_chunk(rotary),
         PAIRS=pairs, TOKENS=rows, num_warps=4,
     )  # fmt: skip
+    for x, written in ((out, target), (keys, slots)):
+        if x is not None and written is not None and written is not x:
+            x.copy_(written)
 
 
 def _row_strides(x: Tensor | None) -> tuple[int, int]:

@@ -105,11 +105,27 @@ def test_the_cache_goes_on_where_the_prompt_ended(overrides: dict[str, Any], par
     assert_near(model(after, cache=cache).float(), model(torch.cat([ids, after], dim=1))[:, -3:].float())
 
 
-@pytest.mark.parametrize("overrides", [{}, {"deepnorm": False}, {"shift_tokens": 2}])
-def test_fp8_is_near(overrides: dict[str, Any]) -> None:
+FOUR_HEADS = {"heads": 4, "alibi_num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "heads8"),
+    [
+        ({}, 1),
+        ({"deepnorm": False}, 1),
+        ({"shift_tokens": 2}, 1),
+        (FOUR_HEADS | {"attn_one_kv_head": False}, 2),
+        (FOUR_HEADS | {"attn_qk_norm_dim_scale": False}, 2),
+        ({"alibi_pos_bias": False, "rotary_heads": "none", "rotary_xpos": False}, 2),
+        ({"rotary_heads": "all"}, 0),
+        (NO_NORM, 0),
+    ],
+)
+def test_fp8_is_near(overrides: dict[str, Any], heads8: int) -> None:
     model, ids = build(**overrides), some_ids(23)
     runner, wanted = Prefill(model, "fp8"), model.hidden(ids)
     assert runner.reason is None
+    assert runner.heads8 == heads8
     error = float((runner.hidden(ids) - wanted).norm() / wanted.norm())
     assert 1e-4 < error < 0.1  # two roundings to three bits in each of four products
     assert_near(runner(ids), model(ids, last_only=True), 0.1)
