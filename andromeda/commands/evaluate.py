@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from andromeda.commands.output import check_json_path, plain_console, plain_table, write_json
+from andromeda.commands.output import check_json_path, plain_console, plain_table, read_text, write_json
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 
@@ -33,7 +32,9 @@ def evaluate(directory: str, *, text: str, lengths: list[int] | None = None, jso
         json: file to write the figures to.
     """
     check_json_path(json)
-    content = _read_text(Path(text))
+    content = read_text(text, f"--text {text}")
+    if not content:
+        raise AndromedaError(f"--text {text}: is empty; name a file with text")
 
     import torch
 
@@ -64,19 +65,6 @@ def default_lengths(config: AndromedaConfig, tokens: int) -> list[int]:
     multiples = MULTIPLES[:1] if config.use_abs_pos_emb else MULTIPLES
     fitting = [multiple * config.max_seq_len for multiple in multiples if multiple * config.max_seq_len <= tokens]
     return fitting or [config.max_seq_len]
-
-
-def _read_text(path: Path) -> str:
-    """All of the file, line ends as they are."""
-    try:
-        content = path.read_bytes().decode()
-    except OSError as error:
-        raise AndromedaError(f"--text {path}: cannot be read: {error.strerror}; name a text file") from error
-    except UnicodeDecodeError as error:
-        raise AndromedaError(f"--text {path}: is not UTF-8 text (byte {error.start}); convert it first") from error
-    if not content:
-        raise AndromedaError(f"--text {path}: is empty; name a file with text")
-    return content
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 import secrets
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from andromeda.commands.output import read_text
 from andromeda.errors import AndromedaError
 
 if TYPE_CHECKING:
@@ -78,15 +78,14 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     """
     if (prompt is None) == (prompt_file is None):
         raise AndromedaError("generate: give either --prompt TEXT (- for standard input) or --prompt-file FILE")
-    source = "standard input" if prompt_file is None else prompt_file
+    if prompt_file is not None:
+        return read_text(prompt_file, prompt_file)
+    if prompt != "-":
+        return str(prompt)
     try:
-        if prompt_file is not None:
-            return Path(prompt_file).read_text(encoding="utf-8")
-        return sys.stdin.read() if prompt == "-" else str(prompt)
-    except OSError as error:
-        raise AndromedaError(f"{source}: cannot be read: {error.strerror}; name a text file") from error
+        return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise AndromedaError(f"{source}: is not UTF-8 text (byte {error.start}); convert it") from error
+        raise AndromedaError(f"standard input: is not UTF-8 text (byte {error.start}); convert it") from error
 
 
 def describe_speed(model: Andromeda, completion: Completion) -> str:

@@ -1,4 +1,4 @@
-"""How the verbs write what they found: JSON files that appear whole, and figures a person reads."""
+"""What the verbs read and write: text as training reads it, JSON files that appear whole, figures for a person."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ from andromeda.errors import AndromedaError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+
+def read_text(path: str, name: str) -> str:
+    """All of a UTF-8 file, line ends as they are, without a byte order mark.
+
+    Args:
+        name: what error messages call it.
+
+    Raises:
+        AndromedaError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise AndromedaError(f"{name}: cannot be read: {error.strerror}; name a text file") from error
+    except UnicodeDecodeError as error:
+        raise AndromedaError(f"{name}: is not UTF-8 text (byte {error.start}); convert it") from error
 
 
 def check_json_path(path: str | None) -> None:

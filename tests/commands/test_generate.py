@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from andromeda.checkpoint import save_checkpoint
-from andromeda.commands.generate import generate
+from andromeda.commands.generate import generate, read_prompt
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.inference.generate import generate as generate_ids
@@ -83,6 +83,8 @@ def test_the_prompt_is_read_as_it_is_from_standard_input_or_a_file(directory, tm
         generate(directory, **way, max_new_tokens=5, seed=1)
         outs.append(capsys.readouterr().out)
     assert outs[0].startswith(text) and outs[1] == outs[2] == outs[0]
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfThe sea,\r\n")  # as in training: line ends stay, the mark goes
+    assert read_prompt(None, str(tmp_path / "prompt.txt")) == "The sea,\r\n"
 
 
 def test_json_tells_text_reason_and_usage(directory, capsys):
