@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -250,10 +250,20 @@ PEERS: dict[str, Callable[[int, Geometry], Attention]] = {
 
 # ---- tile shapes ---------------------------------------------------------------------------------
 
-CANDIDATES: dict[str, list[tuple[int, ...]]] = {  # queries, keys, warps, stages, registers
-    "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4), (64, 32, 4, 3, 168), (128, 64, 8, 2, 128)],
-    "dq": [(128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 4, 3, 168), (64, 32, 4, 4), (64, 128, 8, 2), (128, 64, 8, 4)],
-    "dkv": [(64, 64, 4, 2), (32, 64, 4, 3), (64, 64, 4, 3), (64, 128, 8, 2), (32, 64, 4, 4)],
+CANDIDATES: dict[str, list[flash.Tiles]] = {
+    "forward": [
+        flash.Tiles(64, 64, 4, 3), flash.Tiles(64, 64, 4, 2, ahead=True), flash.Tiles(64, 64, 4, 2),
+        flash.Tiles(64, 32, 4, 4), flash.Tiles(64, 32, 4, 3, registers=168), flash.Tiles(64, 128, 4, 2),
+        flash.Tiles(128, 64, 8, 3, ahead=True), flash.Tiles(128, 64, 8, 2, registers=128),
+    ],
+    "dq": [
+        flash.Tiles(128, 64, 8, 3), flash.Tiles(64, 64, 4, 2), flash.Tiles(64, 32, 4, 4), flash.Tiles(128, 64, 8, 4),
+        flash.Tiles(64, 32, 4, 3, registers=168),
+    ],
+    "dkv": [
+        flash.Tiles(32, 64, 4, 3), flash.Tiles(32, 64, 4, 4), flash.Tiles(32, 64, 4, 2), flash.Tiles(32, 128, 8, 3),
+        flash.Tiles(64, 64, 4, 2), flash.Tiles(64, 128, 8, 2), flash.Tiles(16, 64, 4, 4),
+    ],
 }  # fmt: skip
 
 
@@ -265,8 +275,8 @@ def sweep_tiles(tokens: int, deadline: Deadline, save: Callable[[list[Any]], Non
         if deadline.over():
             print(f"stopped before {kernel} {shape}: {deadline.seconds:.0f} s are over", flush=True)
             break
-        flash.PLANS[D] = replace(base, **{kernel: flash.Tiles(*shape)})
-        row: dict[str, Any] = {"kernel": kernel, "tiles": shape}
+        flash.PLANS[D] = replace(base, **{kernel: shape})
+        row: dict[str, Any] = {"kernel": kernel, "tiles": asdict(shape)}
         for name, local in (("global", 0), ("local", LOCAL)):
             try:
                 ours = Prepared(tokens, LOCAL, local, math.sqrt(D))

@@ -4,10 +4,6 @@ bfloat16, 24 query heads (12 with ALiBi, certified windows for B = 11.3), one ke
 CUDA graph over several caches, like the layers of a model, so that none is found in the L2 cache. GB/s count the bytes
 of keys and values that must be read. SDPA has no bias and no windows, and its batch is not ragged: rows of the mean
 length.
-
-    python benchmarks/gpu/decode.py
-    python benchmarks/gpu/decode.py --sweep         # candidate configurations of the kernel
-    python benchmarks/gpu/decode.py --check         # tiny, and interpreted without a GPU
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class Tiles:
     warps: int
     stages: int
     registers: int | None = None  # a thread's, at most
+    ahead: bool = False  # forward: q.k of the next block runs under this one's exponentials
 
     def options(self) -> dict[str, Any]:
         options = {"BM": self.queries, "BN": self.keys, "num_warps": self.warps, "num_stages": self.stages}
@@ -156,7 +157,7 @@ def _forward(
                 _decay(rotary, q), *q.stride()[:3], *out.stride()[:3],
                 queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
                 **_switches(segment, rotary, windows, starts), HAS_BOUNDS=bounds is not None, ONLINE=online,
-                D=dim_head, **tiles.options(),
+                AHEAD=tiles.ahead, D=dim_head, **tiles.options(),
             )  # fmt: skip
 
 

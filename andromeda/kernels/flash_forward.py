@@ -68,17 +68,33 @@ def mask(i, j, start, window, LOCAL: tl.constexpr, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _products(q, keys, which, batch, kv, j0, WIDEN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """(BM, BN) q.k of the block of keys at j0; zeros where there are no keys."""
+    k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
+    return dot(q, k.T, tl.zeros([BM, BN], tl.float32), WIDEN)
+
+
+@triton.jit
 def _span(
     acc, total, top, q, keys, v, which, batch, kv, lo, hi,
     all_from, first, i, start, slope, window,
-    LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
+    LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Key blocks lo, lo + BN, ... below hi. One loop, because each fills the pipeline anew: a branch for the masks."""
+    """Key blocks lo, lo + BN, ... below hi. One loop, because each fills the pipeline anew: a branch for the masks.
+
+    AHEAD: the next block's q.k runs under this one's exponentials (FlashAttention-3, Shah et al. 2024, section 3.2).
+    """
     ahead = slope * (i - first).to(tl.float32)
+    s_next = tl.zeros([BM, BN], tl.float32)
+    if AHEAD:
+        s_next = _products(q, keys, which, batch, kv, lo, WIDEN, D, BM, BN)
     for j0 in tl.range(lo, hi, BN):
-        k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
-        s = dot(q, k.T, tl.zeros([BM, BN], tl.float32), WIDEN)
+        if AHEAD:
+            s = s_next
+            s_next = _products(q, keys, which, batch, kv, j0 + BN, WIDEN, D, BM, BN)
+        else:
+            s = _products(q, keys, which, batch, kv, j0, WIDEN, D, BM, BN)
         j = j0 + tl.arange(0, BN)
         if LOCAL:
             s += (slope * (j - first).to(tl.float32))[None, :] - ahead[:, None]
@@ -105,7 +121,7 @@ def forward_kernel(
     q_b, q_t, q_h, out_b, out_t, out_h,
     queries, num_keys, heads, first_head, num_heads, group, tiles,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
-    HAS_WINDOWS: tl.constexpr, HAS_BOUNDS: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_WINDOWS: tl.constexpr, HAS_BOUNDS: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles * num_heads, batch): the last tiles, which see the most keys, first.
@@ -152,7 +168,7 @@ def forward_kernel(
             stop = tl.minimum(last + 1, (lo // CHUNK + chunk + 1) * CHUNK)
         acc, total, top = _span(
             acc, total, top, aged, keys, v, WHICH, batch, h // group, begin, stop, all_from, first, i, start, slope,
-            window, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
+            window, LOCAL, PACKED, ONLINE, AHEAD, WIDEN, D, BM, BN,
         )  # fmt: skip
     if not ONLINE:
         top = tl.zeros([BM], tl.float32)
