@@ -12,7 +12,9 @@ if not torch.cuda.is_available():  # then Triton's interpreter runs the kernels;
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "gpu" and not torch.cuda.is_available():
+        raise pytest.UsageError("these tests need a CUDA device, and torch finds none")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     threads = max(1, torch.get_num_threads() // workers)
     torch.set_num_threads(threads)
@@ -23,8 +25,3 @@ def pytest_configure() -> None:
 
 def pytest_runtest_setup() -> None:
     torch.manual_seed(0)  # a test that fails fails again
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if any(item.get_closest_marker("gpu") for item in session.items) and not torch.cuda.is_available():
-        raise pytest.UsageError("these tests need a CUDA device, and torch finds none")
