@@ -1,4 +1,4 @@
-"""What every test shares: a fair share of the processor, reproducible numbers, and no silent skip without a GPU."""
+"""What every test shares: a fair share of the processor, reproducible properties, and no silent skip without a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,3 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
     settings.register_profile("andromeda", deadline=None, print_blob=True)  # a busy machine is no failure
     settings.load_profile("andromeda")
-
-
-def pytest_runtest_setup() -> None:
-    torch.manual_seed(0)  # a test that fails fails again
