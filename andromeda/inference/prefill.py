@@ -427,7 +427,7 @@ class Prefill:
         slopes = self.model.blocks[n].attention.slopes if config.alibi_pos_bias else None
         return Geometry(
             slopes=slopes, windows=layer.windows, bounds=bounds, rotary=positions.rotary(config),
-            local_heads=config.alibi_num_heads if config.alibi_pos_bias else 0,
+            local_heads=config.num_local_heads,
         )  # fmt: skip
 
     def _last_block(self, step: _Step) -> Tensor:
@@ -501,7 +501,7 @@ class _Step:
 
 def heads_in_fp8(config: AndromedaConfig) -> int:
     """How many heads, the last ones, multiply q and k in e4m3: the global ones, if normalised and not rotated."""
-    local = config.alibi_num_heads if config.alibi_pos_bias else 0
+    local = config.num_local_heads
     divides_groups = config.kv_heads == 1 or local % (config.heads // config.kv_heads) == 0
     if config.normalises_qk and config.num_rotated_heads <= local and divides_groups:
         return config.heads - local

@@ -82,11 +82,12 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 def forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (N,), logarithms of the sums of exponentials (N,), and for the backward pass the last chunk's logits."""
+    """Losses (N,), and for the backward pass both parts of the log-sum-exp (2, N) and the last chunk's logits."""
     from andromeda.kernels.loss_kernels import losses_kernel
 
     hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
-    losses, lse = (torch.empty(len(hidden), dtype=torch.float32, device=hidden.device) for _ in range(2))
+    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    lse = losses.new_empty(2, len(hidden))
     logits = hidden.new_empty(0, len(weight))
     block = min(BLOCK, 1 << (len(weight) - 1).bit_length())
     with torch.autocast(hidden.device.type, enabled=False), on_device_of(hidden):
@@ -94,7 +95,7 @@ def forward(
             del logits  # before the next are made
             logits = F.linear(hidden[at], weight)
             losses_kernel[(len(logits),)](
-                logits, targets[at], losses[at], lse[at], len(weight), ignore_index, block, num_warps=WARPS
+                logits, targets[at], losses[at], *lse[:, at], len(weight), ignore_index, block, num_warps=WARPS
             )
     return losses, lse, logits if keep else hidden.new_empty(0, len(weight))
 
@@ -119,7 +120,7 @@ def backward(
             else:
                 logits = grad = F.linear(hidden[at], weight)
             gradient_kernel[(len(logits), -(-len(weight) // block))](
-                logits, targets[at], lse[at], upstream[at], grad, len(weight), ignore_index, block, num_warps=WARPS
+                logits, targets[at], *lse[:, at], upstream[at], grad, len(weight), ignore_index, block, num_warps=WARPS
             )
             if need_hidden:
                 torch.mm(grad, weight, out=d_hidden[at])
@@ -170,7 +171,7 @@ def _(hidden: Tensor, weight: Tensor, _t: Tensor, _i: int, keep: bool) -> tuple[
         rows = chunk_rows(tokens, vocabulary, _budget(hidden))
         last = tokens - (tokens - 1) // rows * rows
     losses = hidden.new_empty(tokens, dtype=torch.float32)
-    return losses, torch.empty_like(losses), hidden.new_empty(last, vocabulary)
+    return losses, losses.new_empty(2, tokens), hidden.new_empty(last, vocabulary)
 
 
 @backward.register_fake

@@ -10,10 +10,14 @@ import triton.language as tl
 
 @triton.jit
 def losses_kernel(
-    logits_ptr, targets_ptr, losses_ptr, lse_ptr, vocabulary, ignore_index,
+    logits_ptr, targets_ptr, losses_ptr, top_ptr, log_sum_ptr, vocabulary, ignore_index,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """losses[i] = lse[i] - logits[i, targets[i]], in one reading of row i; 0 where ignored, NaN for no such target."""
+    """losses[i] = -log softmax(logits[i])[targets[i]], in one reading of it; 0 where ignored, NaN for no such target.
+
+    The log-sum-exp is kept in two parts, the largest logit and the logarithm of the sum over exp(x - it): their own sum
+    would cost as many digits as a large logit has before the point.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * vocabulary
     top = float("-inf")  # of what was read so far
@@ -24,27 +28,28 @@ def losses_kernel(
         new_top = tl.maximum(top, tl.max(x, axis=0))
         sums = sums * tl.exp(top - new_top) + tl.exp(x - new_top)
         top = new_top
-    lse = top + tl.log(tl.sum(sums, axis=0))
+    log_sum = tl.log(tl.sum(sums, axis=0))
     target = tl.load(targets_ptr + row)
     known = (target >= 0) & (target < vocabulary)
     counts = target != ignore_index
     logit = tl.load(logits_ptr + target, mask=known & counts, other=float("nan")).to(tl.float32)
-    tl.store(losses_ptr + row, tl.where(counts, lse - logit, 0.0))
-    tl.store(lse_ptr + row, tl.where(known | (target == ignore_index), lse, float("nan")))
+    tl.store(losses_ptr + row, tl.where(counts, (top - logit) + log_sum, 0.0))
+    tl.store(top_ptr + row, tl.where(known | (target == ignore_index), top, float("nan")))
+    tl.store(log_sum_ptr + row, log_sum)
 
 
 @triton.jit
 def gradient_kernel(
-    logits_ptr, targets_ptr, lse_ptr, upstream_ptr, out_ptr, vocabulary, ignore_index,
+    logits_ptr, targets_ptr, top_ptr, log_sum_ptr, upstream_ptr, out_ptr, vocabulary, ignore_index,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[i, v] = upstream[i] * (softmax(logits[i])[v] - (v == targets[i])), 0 where ignored; out may be logits."""
     row = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(targets_ptr + row)
-    lse = tl.load(lse_ptr + row)
+    top, log_sum = tl.load(top_ptr + row), tl.load(log_sum_ptr + row)
     upstream = tl.load(upstream_ptr + row)
     x = tl.load(logits_ptr + row * vocabulary + v, mask=v < vocabulary, other=0.0).to(tl.float32)
-    x = (tl.exp(x - lse) - tl.where(v == target, 1.0, 0.0)) * upstream
+    x = (tl.exp((x - top) - log_sum) - tl.where(v == target, 1.0, 0.0)) * upstream
     x = tl.where(target == ignore_index, 0.0, x)
     tl.store(out_ptr + row * vocabulary + v, x.to(out_ptr.dtype.element_ty), mask=v < vocabulary)
