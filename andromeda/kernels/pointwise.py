@@ -20,18 +20,11 @@ import triton.language as tl
 from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
+from andromeda.kernels.rotate import decay_exponent, turn
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 TILE = 1024  # channel pairs that a program of `_prepare_kernel` handles at a time
 ACTIVATION_BLOCK = 2048
-
-
-@triton.jit
-def _turn(position, turns_ptr, PAIRS: tl.constexpr):
-    """(tokens, PAIRS) cosines and sines of absolute angles, reduced in float64."""
-    turns = position.to(tl.float64)[:, None] * tl.load(turns_ptr + tl.arange(0, PAIRS))[None, :]
-    angle = (turns - tl.floor(turns + 0.5)).to(tl.float32) * 6.283185307179586
-    return tl.cos(angle), tl.sin(angle)
 
 
 @triton.jit
@@ -74,9 +67,8 @@ def _prepare_kernel(
     position = offset + t
     p = tl.arange(0, PAIRS)[None, :]
     if ROTATED > 0:
-        cos, sin = _turn(position, turns_ptr, PAIRS)
-        ahead = (position % CHUNK - CHUNK // 2).to(tl.float32)
-        exponent = tl.load(decay_ptr + p) * ahead[:, None]
+        cos, sin = turn(position, turns_ptr, PAIRS)
+        exponent = decay_exponent(position, decay_ptr, CHUNK, PAIRS)
     if HEADS > 0:
         at_q = q_ptr + batch * q_b + t.to(tl.int64)[:, None] * q_t + p
         at_out = out_ptr + batch * out_b + t.to(tl.int64)[:, None] * out_t + p

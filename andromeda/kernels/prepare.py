@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
-from andromeda.kernels.pointwise import TILE, _gains, _load_pairs, _row_strides, _store_pairs, _turn
+from andromeda.kernels.pointwise import TILE, _gains, _load_pairs, _row_strides, _store_pairs
 from andromeda.kernels.pointwise import prepare_queries_and_keys as prepare_into
+from andromeda.kernels.rotate import decay_exponent, turn
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 
@@ -64,8 +65,8 @@ def _prepare_backward_kernel(
     p = tl.arange(0, PAIRS)[None, :]
     D: tl.constexpr = 2 * PAIRS
     if ROTATED > 0:
-        cos, sin = _turn(t, turns_ptr, PAIRS)
-        exponent = tl.load(decay_ptr + p) * (t % CHUNK - CHUNK // 2).to(tl.float32)[:, None]
+        cos, sin = turn(t, turns_ptr, PAIRS)
+        exponent = decay_exponent(t, decay_ptr, CHUNK, PAIRS)
         shrink, growth = tl.exp2(exponent), tl.exp2(-exponent)
     sharpened = tl.zeros([TOKENS, 1], tl.float32) + 1.0
     if LOG_N:

@@ -23,14 +23,18 @@ TOKENS = 32  # a program
 
 
 @triton.jit
-def turn(position, turns_ptr, decay_ptr, sign, CHUNK: tl.constexpr, HALF: tl.constexpr):
-    """(tokens, HALF) cosines and sines of rotary angles, times 2^(sign * decay * (position - anchor))."""
-    p = tl.arange(0, HALF)
-    turns = position.to(tl.float64)[:, None] * tl.load(turns_ptr + p)[None, :]
-    angle = (turns - tl.floor(turns)).to(tl.float32) * 6.283185307179586
+def turn(position, turns_ptr, PAIRS: tl.constexpr):
+    """(tokens, PAIRS) cosines and sines of absolute angles, reduced in float64."""
+    turns = position.to(tl.float64)[:, None] * tl.load(turns_ptr + tl.arange(0, PAIRS))[None, :]
+    angle = (turns - tl.floor(turns + 0.5)).to(tl.float32) * 6.283185307179586
+    return tl.cos(angle), tl.sin(angle)
+
+
+@triton.jit
+def decay_exponent(position, decay_ptr, CHUNK: tl.constexpr, PAIRS: tl.constexpr):
+    """(tokens, PAIRS) base-2 logarithm of a query's decay relative to its anchor; a key's is the opposite."""
     offset = (position % CHUNK - CHUNK // 2).to(tl.float32)
-    decay = tl.exp2(sign * tl.load(decay_ptr + p)[None, :] * offset[:, None])
-    return tl.cos(angle) * decay, tl.sin(angle) * decay
+    return tl.load(decay_ptr + tl.arange(0, PAIRS))[None, :] * offset[:, None]
 
 
 @triton.jit
@@ -44,7 +48,9 @@ def _rotate_kernel(
     batch = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     inside = (t < tokens)[:, None]
-    cos, sin = turn(first_position + t, turns_ptr, decay_ptr, sign, CHUNK, HALF)
+    cos, sin = turn(first_position + t, turns_ptr, HALF)
+    decay = tl.exp2(sign * decay_exponent(first_position + t, decay_ptr, CHUNK, HALF))
+    cos, sin = cos * decay, sin * decay
     if ADJOINT:
         sin = -sin
     p = tl.arange(0, HALF)[None, :]
