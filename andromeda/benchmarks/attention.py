@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from andromeda.benchmarks import measure
+from andromeda.benchmarks import measure, preparation
 from andromeda.benchmarks.measure import CUDA, DEVICE, DTYPE, Deadline, Report, Save
 from andromeda.kernels import Geometry, Rotary, flash, rotate
 from andromeda.kernels.reference import reference_attention
@@ -56,6 +56,9 @@ def run(lengths: Sequence[int], peers: bool, sweep: bool, seconds: float, save: 
             report["rows"].append(row)
             save(report)
             print(line(row, ceiling), flush=True)
+    if not deadline.over():
+        report["preparation"] = preparation.measured(32768, HEADS, LOCAL, D, measure.copy_rate())
+        save(report)
     if sweep:
         report["sweep"] = sweep_tiles(32768, deadline, lambda rows: save(report | {"sweep": rows}))
     return report
