@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from andromeda.commands.output import check_json_path, write_json
@@ -130,6 +131,8 @@ def prefill(
         check: errors at small sizes alone; without a GPU in Triton's interpreter.
         json: file to write the same figures to.
     """
+    names = presets.split(",")
+    _check_presets("prefill", "--presets", names)
     save = _begin("prefill", json, check)
     from andromeda.benchmarks import prefill as benchmark
 
@@ -138,7 +141,7 @@ def prefill(
         return
     if only is None:
         tokens = _lengths(lengths, benchmark.LENGTHS)
-        rows = benchmark.wanted(presets.split(","), tokens, precisions.split(","), peers)
+        rows = benchmark.wanted(names, tokens, precisions.split(","), peers)
     else:
         rows = [benchmark.read_row(row) for row in only]
     benchmark.run(rows, benchmark.Options(alibi_heads, breakdown, graph), seconds, save)
@@ -154,10 +157,7 @@ def memory(*, preset: str | None = None, lengths: list[int] | None = None, json:
         lengths: tokens (default: 8192,32768,102400).
         json: file to write the same figures to.
     """
-    from andromeda.config import PRESETS
-
-    if preset is not None and preset not in PRESETS:
-        raise AndromedaError(f"bench memory: --preset {preset}: there are {', '.join(PRESETS)}")
+    _check_presets("memory", "--preset", [preset] if preset is not None else [])
     save = _begin("memory", json, anywhere=True)
     from andromeda.benchmarks import memory as benchmark
 
@@ -174,7 +174,7 @@ def _begin(subject: str, json: str | None, check: bool = False, anywhere: bool =
     """Before the kernels are imported: looks for what is needed. Returns what writes the report.
 
     Raises:
-        AndromedaError: there is no CUDA device for what needs one, or --json names no place for a file.
+        AndromedaError: there is no CUDA device or no triton for what needs one, or --json names no place for a file.
     """
     check_json_path(json)
     import torch
@@ -186,12 +186,22 @@ def _begin(subject: str, json: str | None, check: bool = False, anywhere: bool =
             )
         if check:
             os.environ["TRITON_INTERPRET"] = "1"
+    if not anywhere and find_spec("triton") is None:
+        raise AndromedaError(f"bench {subject}: needs triton: pip install triton")
 
     def save(report: Report) -> None:
         if json is not None:
             write_json(json, report)
 
     return save
+
+
+def _check_presets(subject: str, flag: str, names: list[str]) -> None:
+    from andromeda.config import PRESETS
+
+    for name in names:
+        if name not in PRESETS:
+            raise AndromedaError(f"bench {subject}: {flag} {name}: there are {', '.join(PRESETS)}")
 
 
 def _lengths(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -38,6 +38,15 @@ def test_without_a_gpu_one_line_says_so(
     )
 
 
+@pytest.mark.parametrize("subject", TIMED)
+def test_without_triton_one_line_says_so(
+    subject: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert main(["bench", subject, "--check"]) == 2
+    assert capsys.readouterr() == ("", f"andromeda: error: bench {subject}: needs triton: pip install triton\n")
+
+
 @pytest.mark.parametrize("subject", bench.SUBJECTS)
 def test_a_place_for_the_figures_is_looked_for_first(subject: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", subject, "--json", "nowhere/out.json"]) == 2
@@ -123,6 +132,7 @@ def test_rows_of_prefill() -> None:
     ("line", "message"),
     [
         ("memory --preset 3b", "bench memory: --preset 3b: there are nano, 150m"),
+        ("prefill --presets 700m,3b", "bench prefill: --presets 3b: there are nano, 150m"),
         ("memory --lengths 8,0", "--lengths 8,0: a length must be at least 1 token"),
         ("loss --sweep", "unknown argument '--sweep' (see andromeda bench loss --help)"),
         ("attention --seconds soon", "argument --seconds: invalid float value: 'soon'"),
