@@ -64,10 +64,24 @@ def check_paths(paths: Sequence[str | Path]) -> None:
         AndromedaError: a file that is missing or of another kind.
     """
     for path in map(Path, paths):
+        if path.is_dir():
+            raise AndromedaError(f"{path}: is a directory; name the files")
         _kind(path)
         if not path.is_file():
-            what = "is a directory, not a file" if path.is_dir() else f"no such file (looked for in {Path.cwd()})"
-            raise AndromedaError(f"{path}: {what}; name text files ({', '.join(KINDS)}, or these with .gz or .xz)")
+            raise AndromedaError(
+                f"{path}: no such file (looked for in {Path.cwd()}); "
+                f"name text files ({', '.join(KINDS)}, or these with .gz or .xz)"
+            )
+
+
+def check_text(paths: Sequence[str | Path]) -> None:
+    """Reads up to the first document.
+
+    Raises:
+        AndromedaError: what `read_documents` raises so far, or there is no document.
+    """
+    if next(read_documents(paths), None) is None:
+        raise AndromedaError(f"{', '.join(map(str, paths))}: no text; name files that hold some")
 
 
 def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
@@ -183,6 +197,8 @@ def _load(directory: Path, key: str) -> Corpus | None:
         if facts["key"] != key:
             return None
         tokens = np.load(directory / TOKENS, mmap_mode="r")
+        if len(tokens) != facts["num_tokens"]:
+            return None
         return Corpus(tokens, facts["num_documents"], facts["num_bytes"], key)
     except (EOFError, OSError, ValueError, KeyError, TypeError):
         return None
@@ -203,7 +219,7 @@ def _write(folder: Path, paths: Sequence[str | Path], tokenizer: Tokenizer, key:
             raise AndromedaError(f"{', '.join(map(str, paths))}: no text; a corpus needs at least one document")
         file.seek(0)
         _write_header(file, dtype, num_tokens)
-    facts = {"key": key, "num_documents": num_documents, "num_bytes": num_bytes}
+    facts = {"key": key, "num_tokens": num_tokens, "num_documents": num_documents, "num_bytes": num_bytes}
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 

@@ -77,7 +77,9 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path, name: str, cont
 
 def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
     (tmp_path / "d.txt").mkdir()
-    for name, what in (("none.txt", "no such file"), ("d.txt", "is a directory")):
+    (tmp_path / "poems").mkdir()
+    directory = "is a directory; name the files"
+    for name, what in (("none.txt", "no such file"), ("d.txt", directory), ("poems", directory)):
         with pytest.raises(AndromedaError, match=rf"{name}: {what}"):
             list(read_documents([tmp_path / name]))
 
@@ -144,6 +146,10 @@ def test_kept_tokens_serve_until_something_changes(
         (tmp_path / "kept" / "tokens.npy").write_bytes(content)
         assert np.array_equal(load(other).tokens, load(other).tokens)
     assert len(written) == 5
+    tokens = np.load(tmp_path / "kept" / "tokens.npy")
+    np.save(tmp_path / "kept" / "tokens.npy", tokens[: len(tokens) // 2])  # whole, but not all
+    assert np.array_equal(load(other).tokens, tokens)
+    assert len(written) == 6
     (tmp_path / "kept" / "corpus.json").write_text(json.dumps({"key": load(other).key}))
     assert load(other).num_documents == 3
 
