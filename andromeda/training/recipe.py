@@ -22,6 +22,8 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16"]
 Scalar = int | float | bool | str | None
 
+ModelKeys = dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
+
 NUM_TOKENS_MULTIPLE = 64  # a vocabulary of this multiple keeps the logits' matrix product aligned
 
 
@@ -62,7 +64,7 @@ class Recipe:
     """
 
     data: DataRecipe
-    model: dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
+    model: ModelKeys
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     output: str = ""  # the run directory; runs/NAME for NAME.yaml
 
@@ -91,9 +93,12 @@ class Recipe:
         for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep_last"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _require(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "must be at least 2")
-        for name in ("warmup_steps", "weight_decay", "seed"):
+        for name in ("learning_rate", "weight_decay"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
+        for name in ("warmup_steps", "weight_decay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be positive")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "must lie between 0 and 2^63 - 1")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         _require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "must lie in (0, 1]")
         _require(0 <= self.final_ratio <= 1, "final_ratio", self.final_ratio, "must lie in [0, 1]")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "must lie in [0, 1)")
@@ -101,6 +106,11 @@ class Recipe:
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
         )
         _require(bool(self.data.train_paths), "data.train", self.data.train, "must name at least one file")
+        _require(all(self.data.train_paths), "data.train", self.data.train, "is empty; name text files")
+        _require(
+            all(self.data.validation_paths), "data.validation", self.data.validation,
+            "is empty; name text files, or [] for no validation",
+        )  # fmt: skip
         _require(
             self.tokenizer.path is None or self.tokenizer.vocab_size is None,
             "tokenizer.vocab_size", self.tokenizer.vocab_size, "is for a new tokenizer; leave it out or tokenizer.path",
@@ -216,13 +226,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_keys(values: Mapping[str, Any], section: type, where: str, prefix: str = "") -> None:
-    hints = get_type_hints(section)
+def _keys(section: Any) -> dict[str, Any]:
+    """What a section of a recipe may hold, and of which types; nothing where it is no section."""
+    if section == ModelKeys:
+        return {"preset": str, "from": str, **get_type_hints(AndromedaConfig)}
+    return get_type_hints(section) if is_dataclass(section) else {}
+
+
+def _check_keys(values: Mapping[str, Any], section: Any, where: str, prefix: str = "") -> None:
+    known = _keys(section)
     for key, value in values.items():
-        if key not in hints:
-            raise _unknown(f"{prefix}{key}", f"{prefix}{_closest(str(key), hints)}", hints, where)
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _check_keys(value, hints[key], where, f"{key}.")
+        if key not in known:
+            raise _unknown(f"{prefix}{key}", f"{prefix}{_closest(str(key), known)}", known, where)
+        if _keys(known[key]) and isinstance(value, Mapping):
+            _check_keys(value, known[key], where, f"{key}.")
 
 
 def _check_override(override: str) -> str:
@@ -233,13 +250,13 @@ def _check_override(override: str) -> str:
     section: Any = Recipe
     names = key.split(".")
     for depth, name in enumerate(names):
-        hints = get_type_hints(section)
-        if name not in hints:
-            before = "".join(f"{parent}." for parent in names[:depth])
-            raise _unknown(key, before + _closest(name, hints), hints, repr(override))
-        section = hints[name]
-        if not is_dataclass(section):
+        known = _keys(section)
+        if not known:
             break
+        if name not in known:
+            before = "".join(f"{parent}." for parent in names[:depth])
+            raise _unknown(key, before + _closest(name, known), known, repr(override))
+        section = known[name]
     return f"{key}={value}"
 
 
@@ -252,8 +269,24 @@ def _unknown(key: str, close: str, known: Mapping[str, Any], where: str) -> Andr
     return AndromedaError(f"{where}: no key {key!r} in a recipe; {hint}")
 
 
+KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
+    "list[str]": "a list of texts", "tuple": "a list of two numbers", "tuple with 2 elements": "a list of two numbers",
+    "dict": "keys with values",
+}  # fmt: skip
+WRONG_TYPE = re.compile(
+    r"(?P<key>\S+): (Expected (an? )?(?P<one>.+)\. Got|Does not .* Subtypes: \[(?P<any>.+)\] Errors: .* Given)"
+    r" value: (?P<value>.*)"
+)
+
+
 def _one_line(message: str) -> str:
-    message = re.sub(r'Parser key "([^"]*)":', r"\1:", message)
+    """What YAML or jsonargparse says, in a reader's words."""
+    message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
     for choices in (Schedule, Precision):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
-    return re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+    wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(\w+)'>", r"\1", message))
+    if wrong is None:
+        return message
+    kinds = [wrong["one"]] if wrong["one"] else wrong["any"].split(", ")
+    return f"{wrong['key']}: must be {' or '.join(KINDS.get(kind, kind) for kind in kinds)}; got {wrong['value']!r}"

@@ -259,7 +259,7 @@ def test_without_a_size_the_tokenizer_is_as_large_as_the_model_s(recipe: Path) -
         (["data.validation=none.txt"], r"none\.txt: no such file"),
         (["data.train=recipe.pdf"], r"recipe\.pdf: unknown kind of file"),
         (["model.dim=0"], r"config: dim=0 must be at least 1"),
-        (["model.dimension=3"], r"unknown key 'dimension'"),
+        (["model.dimension=3"], r"no key 'model\.dimension'"),
         (["model.num_tokens=299"], r"the tokenizer has 300 tokens, more than the model's num_tokens=299"),
         (["seq_len=17"], r"seq_len=17 is more than the model's max_seq_len=16"),
         (["tokenizer.vocab_size=null", "tokenizer.path=none.json"], r"none\.json"),
