@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from andromeda.commands.generate import describe_speed
-from andromeda.commands.output import plain_console
+from andromeda.commands.output import decode, plain_console
 from andromeda.errors import AndromedaError
 
 if TYPE_CHECKING:
@@ -75,12 +75,15 @@ def chat(
 
 def _lines(interactive: bool) -> Iterator[str]:
     """What is typed, or comes through a pipe, up to its end."""
-    if interactive:
-        with suppress(ImportError):  # not on Windows
-            import readline  # noqa: F401  input() has editing and a history with it
+    if not interactive:
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            yield decode(line, f"standard input, line {number}").strip()
+        return
+    with suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401  input() has editing and a history with it
     while True:
         try:
-            yield input("> " if interactive else "").strip()
+            yield input("> ").strip()
         except EOFError:
             return
         except UnicodeDecodeError as error:

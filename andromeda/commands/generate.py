@@ -7,7 +7,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
-from andromeda.commands.output import read_text
+from andromeda.commands.output import decode, plural, read_text
 from andromeda.errors import AndromedaError
 
 if TYPE_CHECKING:
@@ -82,17 +82,15 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         return read_text(prompt_file, prompt_file)
     if prompt != "-":
         return str(prompt)
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise AndromedaError(f"standard input: is not UTF-8 text (byte {error.start}); convert it") from error
+    return decode(sys.stdin.buffer.read(), "standard input")  # as text, Python may let bytes through that are none
 
 
 def describe_speed(model: Andromeda, completion: Completion) -> str:
     """One line: tokens a second, and the bytes read a second beside what a plain copy moves here."""
     from andromeda.inference.speed import bytes_per_token, memory_bandwidth
 
-    read = f"{completion.prompt_tokens - completion.cached_tokens} tokens read in {completion.prefill_seconds:.2f} s"
+    tokens = plural(completion.prompt_tokens - completion.cached_tokens, "token")
+    read = f"{tokens} read in {completion.prefill_seconds:.2f} s"
     rate = completion.tokens_per_second
     if rate == 0:
         return f"{read}, {completion.completion_tokens} written"

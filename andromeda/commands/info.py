@@ -14,6 +14,7 @@ from andromeda.commands.output import (
     count,
     plain_console,
     plain_table,
+    plural,
     significant,
     write_json,
 )
@@ -185,7 +186,7 @@ def _attention_backend(config: AndromedaConfig) -> str:
     device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
     geometry = Geometry(rotary=rotary(config))
     backend = choose_backend(device, dtype, config.dim_head, min(CONTEXTS), geometry, flash=config.attn_flash)
-    place = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    place = torch.cuda.get_device_name() if on_gpu else f"CPU, {plural(torch.get_num_threads(), 'thread')}"
     return f"{backend} ({place}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__})"
 
 

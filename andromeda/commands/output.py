@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,15 @@ def read_text(path: str, name: str) -> str:
         AndromedaError: it cannot be read, or is not UTF-8.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return decode(Path(path).read_bytes(), name)
     except OSError as error:
         raise AndromedaError(f"{name}: cannot be read: {error.strerror}; name a text file") from error
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 bytes as `read_text` has them. Raises AndromedaError for others."""
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AndromedaError(f"{name}: is not UTF-8 text (byte {error.start}); convert it") from error
 
@@ -71,6 +78,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def warn(text: str) -> None:
+    """To whoever waits, apart from what was asked for."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def plain_console(stderr: bool = False) -> Console:
     """A console that prints names as they are: brackets and colons in them mean nothing."""
     from rich.console import Console
@@ -87,6 +99,11 @@ def plain_table(*columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table
+
+
+def plural(number: int, noun: str) -> str:
+    """1 token, 2,048 tokens."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def count(number: float) -> str:

@@ -111,7 +111,8 @@ def scored_tokens(tokens: int, lengths: Sequence[int]) -> int:
         raise AndromedaError(f"evaluation: lengths {list(lengths)} must be at least one, and each at least 1 token")
     if tokens < max(lengths):
         raise AndromedaError(
-            f"evaluation: the text has {tokens:,} tokens, fewer than the length {max(lengths):,}; "
+            f"evaluation: the text has {tokens:,} token{'' if tokens == 1 else 's'}, "
+            f"fewer than the length {max(lengths):,}; "
             "choose shorter lengths or a longer text"
         )
     return tokens // max(lengths) * max(lengths)

@@ -49,12 +49,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def piped(content: bytes) -> io.TextIOWrapper:
+    """Standard input as Python opens it in the C locale."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="surrogateescape")
+
+
 @pytest.fixture
 def talk(directory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What is printed for lines that come through a pipe."""
 
     def run(*lines: str, **options: object) -> str:
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        monkeypatch.setattr("sys.stdin", piped("".join(f"{line}\n" for line in lines).encode()))
         chat(directory, **{"max_new_tokens": 12, "seed": 1, **options})  # type: ignore[arg-type]
         return capsys.readouterr().out
 
@@ -95,8 +100,8 @@ def test_an_unknown_command_is_explained_and_not_sent(talk):
 
 
 def test_input_that_is_no_text_is_refused(directory, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
-    with pytest.raises(AndromedaError, match="standard input: is not UTF-8"):
+    monkeypatch.setattr("sys.stdin", piped(b"/reset\ncaf\xe9\n"))
+    with pytest.raises(AndromedaError, match=r"standard input, line 2: is not UTF-8 text \(byte 3\)"):
         chat(directory)
 
 

@@ -76,7 +76,7 @@ def test_the_same_seed_prints_the_same_and_the_printed_seed_is_it(directory, cap
 def test_the_prompt_is_read_as_it_is_from_standard_input_or_a_file(directory, tmp_path, capsys, monkeypatch):
     text = "The sea,\n日本\n"
     (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     ways: list[dict[str, Any]] = [{"prompt": text}, {"prompt": "-"}, {"prompt_file": str(tmp_path / "prompt.txt")}]
     outs = []
     for way in ways:
@@ -126,7 +126,9 @@ def test_nothing_asked_for_prints_the_prompt(directory, capsys):
 
 def test_an_empty_prompt_begins_from_nothing(directory, capsys):
     generate(directory, prompt="", max_new_tokens=5, seed=0)
-    assert len(capsys.readouterr().out) > 2
+    out, err = capsys.readouterr()
+    assert len(out) > 2
+    assert err.startswith("1 token read in ")
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,9 @@ def test_what_the_user_can_put_right_is_one_line(directory, tmp_path, monkeypatc
 
 
 def test_a_prompt_on_standard_input_that_is_no_text_is_refused(directory, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
-    with pytest.raises(AndromedaError, match="standard input: is not UTF-8"):
+    content = io.BytesIO(b"caf\xe9")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content, encoding="utf-8", errors="surrogateescape"))
+    with pytest.raises(AndromedaError, match=r"standard input: is not UTF-8 text \(byte 3\)"):
         generate(directory, prompt="-")
 
 
