@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, load_config, resolve
-from andromeda.commands.output import say
+from andromeda.commands.output import binary_bytes, count, say
 from andromeda.config import AndromedaConfig
-from andromeda.data.text import check_paths, read_documents
+from andromeda.data.text import check_paths, check_text, read_documents
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
@@ -21,10 +21,11 @@ from andromeda.training.state import TrainingState, load_state
 
 
 def check_start(recipe: Recipe) -> None:
-    """What can be known of a new run without reading its corpora.
+    """What can be known of a new run without reading more of its corpora than the first document.
 
     Raises:
-        AndromedaError: a missing file, a config that makes no sense, or values that do not fit together.
+        AndromedaError: a missing file or one without text, a config that makes no sense, values that do not fit
+            together, or a model that is larger than the machine.
     """
     check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
     config = starting_config(recipe)
@@ -37,6 +38,10 @@ def check_start(recipe: Recipe) -> None:
         vocab_size = tokenizer.vocab_size
     if fixed and vocab_size is not None:
         check_vocabulary(config, vocab_size)
+    _check_memory(starting_config(recipe, vocab_size))
+    check_text(recipe.data.train_paths)
+    if recipe.data.validation_paths:
+        check_text(recipe.data.validation_paths)
 
 
 def starting_config(recipe: Recipe, vocab_size: int | None = None) -> AndromedaConfig:
@@ -81,10 +86,40 @@ def begin(recipe: Recipe) -> Start:
     config = starting_config(recipe, tokenizer.vocab_size)
     check_vocabulary(config, tokenizer.vocab_size)
     torch.manual_seed(recipe.seed)
-    model = Andromeda(config)
+    model = _build(config)
     if recipe.model_from is not None:
         _take_weights(model, recipe.model_from)
     return Start(model, tokenizer, TrainingState())
+
+
+def _check_memory(config: AndromedaConfig) -> None:
+    """That the machine could hold the weights; how much of its memory is free is not asked."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if _weight_bytes(config) > there:
+        raise _too_large(config, f"this machine has {binary_bytes(there)}")
+
+
+def _build(config: AndromedaConfig) -> Andromeda:
+    try:
+        return Andromeda(config)
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise _too_large(config, "less is free") from error
+
+
+def _weight_bytes(config: AndromedaConfig) -> int:
+    return 4 * config.num_parameters()  # float32
+
+
+def _too_large(config: AndromedaConfig, what: str) -> AndromedaError:
+    parameters, needed = count(config.num_parameters()), binary_bytes(_weight_bytes(config))
+    return AndromedaError(
+        f"recipe: a model of {parameters} parameters needs {needed} of memory for its weights alone, and {what}; "
+        "take a smaller one: lower model.dim or model.depth"
+    )
 
 
 def _take_weights(model: Andromeda, directory: str) -> None:
@@ -104,11 +139,7 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
         return Tokenizer.load(_tokenizer_path(recipe.tokenizer.path))
     if recipe.model_from is not None and recipe.tokenizer.vocab_size is None:
         return Tokenizer.load(resolve(recipe.model_from))
-    documents = read_documents(recipe.data.train_paths)
-    first = next(documents, None)
-    if first is None:
-        raise AndromedaError(f"{', '.join(map(str, recipe.data.train_paths))}: no text; name files that hold some")
     vocab_size = recipe.tokenizer.vocab_size or starting_config(recipe).num_tokens
-    tokenizer = Tokenizer.train(itertools.chain([first], documents), vocab_size)
+    tokenizer = Tokenizer.train(read_documents(recipe.data.train_paths), vocab_size)
     say(f"tokenizer: trained, {tokenizer.vocab_size:,} tokens")
     return tokenizer

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from andromeda.checkpoint import load_checkpoint
 from andromeda.commands import session
 from andromeda.commands.train import train
+from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors
 from andromeda.tokenizer import Tokenizer
@@ -260,6 +261,10 @@ def test_without_a_size_the_tokenizer_is_as_large_as_the_model_s(recipe: Path) -
         (["data.train=recipe.pdf"], r"recipe\.pdf: unknown kind of file"),
         (["model.dim=0"], r"config: dim=0 must be at least 1"),
         (["model.dimension=3"], r"no key 'model\.dimension'"),
+        (
+            ["model.depth=1000000000"],
+            r"a model of [\d.]+ T parameters needs [\d.]+ TiB of .*, and this machine has .*iB",
+        ),
         (["model.num_tokens=299"], r"the tokenizer has 300 tokens, more than the model's num_tokens=299"),
         (["seq_len=17"], r"seq_len=17 is more than the model's max_seq_len=16"),
         (["tokenizer.vocab_size=null", "tokenizer.path=none.json"], r"none\.json"),
@@ -284,12 +289,22 @@ def test_a_vocabulary_too_small_for_a_tokenizer_that_exists(recipe: Path) -> Non
         )  # fmt: skip
 
 
+def test_a_model_for_which_no_memory_is_free(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(config: AndromedaConfig) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("andromeda.commands.start.Andromeda", full)
+    with pytest.raises(AndromedaError, match=r"a model of .* parameters needs .* KiB of memory .*, and less is free"):
+        run(recipe)
+
+
 def test_a_corpus_without_text_can_be_put_right(recipe: Path) -> None:
     (recipe.parent / "empty.txt").write_text(" \n")
-    with pytest.raises(AndromedaError, match=r"empty\.txt: no text|no text"):
-        run(recipe, f"data.train={recipe.parent / 'empty.txt'}")
-    with pytest.raises(AndromedaError, match=r"empty\.txt: no text"):
-        run(recipe, f"data.validation={recipe.parent / 'empty.txt'}")
+    before = snapshot(recipe.parent)
+    for key in ("train", "validation"):
+        with pytest.raises(AndromedaError, match=r"empty\.txt: no text"):
+            run(recipe, f"data.{key}={recipe.parent / 'empty.txt'}")
+        assert snapshot(recipe.parent) == before  # found before the tokenizer is trained
     assert (run(recipe) / "checkpoints" / "step-00000012").is_dir()
 
 
