@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from andromeda.checkpoint import save_checkpoint
-from andromeda.commands.output import count, plain_console, say
+from andromeda.commands.output import count, plain_console, plural, say, warn
 from andromeda.commands.start import Start
 from andromeda.data.text import Corpus, load_corpus
 from andromeda.data.windows import TokenWindows, validation_batches
@@ -63,8 +63,8 @@ class Session:
         tokens_a_step = recipe.batch_size * recipe.accumulate * self.seq_len
         passes = recipe.steps * tokens_a_step / len(corpus.tokens)
         say(
-            f"data: {len(corpus.tokens):,} tokens of {corpus.bytes_per_token:.2f} bytes, {held_out}; "
-            f"{recipe.steps:,} steps of {tokens_a_step:,} tokens, {passes:.3g} times through the data"
+            f"data: {plural(len(corpus.tokens), 'token')} of {corpus.bytes_per_token:.2f} bytes, {held_out}; "
+            f"{plural(recipe.steps, 'step')} of {plural(tokens_a_step, 'token')}, {passes:.3g} times through the data"
         )
         if step:
             say(f"{run.path}: going on from step {step:,} of {recipe.steps:,}")
@@ -139,7 +139,7 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start) -> Session:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     corpus, validation = _corpora(recipe, run, start.tokenizer)
     if start.state.data_key not in ("", corpus.key):
-        say("warning: the training data is not what this run began with; it goes on with what is there now")
+        warn("the training data is not what this run began with; it goes on with what is there now")
     state = replace(start.state, data_key=corpus.key)
     model = start.model.to(device)
     optimizer = build_optimizer(model, recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from andromeda.commands.output import say
+from andromeda.commands.output import plural, say, warn
 
 
 def train(recipe: str, overrides: list[str]) -> None:
@@ -29,7 +29,7 @@ def train(recipe: str, overrides: list[str]) -> None:
     if not RunDirectory(Path(plan.output)).checkpoints():
         check_start(plan)
     with open_run(plan) as run:
-        start = run.load_newest(resume, warn=lambda text: say(f"warning: {text}"))
+        start = run.load_newest(resume, warn)
         if start is not None and start.state.step >= plan.steps:
             say(f"{run.path}: finished already, at step {start.state.step:,}; raise steps to go on")
             return
@@ -40,4 +40,4 @@ def train(recipe: str, overrides: list[str]) -> None:
     if stop.received is not None and session.state.step < plan.steps:
         say(f"{run.path}: stopped by {stop.received.name} at step {session.state.step:,}; the same command goes on")
         raise SystemExit(128 + stop.received)
-    say(f"{run.path}: finished {plan.steps:,} steps; the model is {run.checkpoint(plan.steps)}")
+    say(f"{run.path}: finished {plural(plan.steps, 'step')}; the model is {run.checkpoint(plan.steps)}")

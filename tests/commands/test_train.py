@@ -387,8 +387,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     DAMAGE[damage](directory / "checkpoints" / "step-00000008")
     capsys.readouterr()
     run(recipe, "keep_last=3")
-    out = capsys.readouterr().out
-    assert out.startswith("warning: ") and "set aside as step-00000008.1.damaged, going on from step-00000004" in out
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: ") and "set aside as step-00000008.1.damaged, going on from step-00000004" in err
     assert f"{directory}: going on from step 4 of 12" in out
     shutil.rmtree(directory / "checkpoints" / "step-00000008.1.damaged")
     assert_same_run(directory, whole)
@@ -403,7 +403,7 @@ def test_other_data_is_told(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsy
         file.write('{"text": "one more"}\n')
     capsys.readouterr()
     run(recipe)
-    assert "warning: the training data is not what this run began with" in capsys.readouterr().out
+    assert "warning: the training data is not what this run began with" in capsys.readouterr().err
 
 
 def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
