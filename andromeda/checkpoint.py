@@ -13,6 +13,7 @@ there to be read, and edited too (`position_interpolation`, say).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,8 @@ INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 RUN_CHECKPOINTS = "checkpoints"  # of a run directory, which training writes
 RUN_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+ABSURD = 10  # parameters named for each one stored; 2 at most where an embedding of its own stores few
 
 T = TypeVar("T")
 
@@ -100,8 +103,9 @@ def load_checkpoint(
     _check_target(device, dtype)
 
     def read(folder: Path) -> Andromeda:
-        model = _build_without_weights(_read_config(folder), embedding_provider)
-        shards = _open_shards(folder)
+        config, shards = _read_config(folder), _open_shards(folder)
+        _check_size(folder, config, shards)
+        model = _build_without_weights(config, embedding_provider)
         _check_fit(folder, model.state_dict(), shards)
         with ThreadPoolExecutor() as pool:
             loaded = list(pool.map(lambda shard: shard.load(device=device, dtype=dtype, verify=verify), shards))
@@ -299,6 +303,17 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         if not isinstance(name, str) or not name.endswith(".safetensors") or any(sign in name for sign in "/\\:\0"):
             raise AndromedaError(f"{path}: {name!r} is not the name of a weights file beside it; {REMEDY}")
     return weight_map, digests
+
+
+def _check_size(folder: Path, config: AndromedaConfig, shards: Iterable[TensorFile]) -> None:
+    """Before the model is built, which takes long for an absurd one; `_check_fit` has the better words for others."""
+    named = config.num_parameters()
+    held = sum(math.prod(spec.shape) for shard in shards for spec in shard.specs.values())
+    if named > ABSURD * held:
+        raise AndromedaError(
+            f"{folder}: the weights do not belong to {CONFIG}: it names {named:,} parameters, and they hold {held:,}; "
+            "copy the whole directory again, or undo the edit"
+        )
 
 
 def _check_fit(folder: Path, wanted: Mapping[str, Tensor], shards: Iterable[TensorFile]) -> None:

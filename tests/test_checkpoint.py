@@ -487,6 +487,13 @@ def test_weights_of_another_config(
         load_checkpoint(tmp_path / "model")
 
 
+@pytest.mark.parametrize("key", ["depth", "heads", "dim", "num_tokens", "ff_mult"])
+def test_an_absurd_config_is_refused_before_it_is_built(saved: Path, key: str) -> None:
+    edit_json(saved / "config.json", **{key: 10**12})
+    with pytest.raises(AndromedaError, match=r"weights do not belong to config\.json: it names [\d,]{10,} parameters"):
+        load_checkpoint(saved)
+
+
 def test_weights_of_another_kind(saved: Path) -> None:
     edit_weights(saved / "model.safetensors", lambda tensors: tensors.update({"norm": torch.zeros(2)}))
     with pytest.raises(AndromedaError, match="beyond what it names, 'norm'"):
@@ -560,7 +567,7 @@ def test_a_wrong_index(sharded: Path) -> None:
         refused("is not the name of a weights file beside it", weight_map=places | {"extra": name})
     for wrong in ({"weight_map": [1]}, {"metadata": 1}, {"metadata": {"sha256": 1}}):
         refused("is not an index of weights", **wrong)
-    refused("they lack", weight_map={})
+    refused("names 1,704 parameters, and they hold 0", weight_map={})
     path.write_text("{")
     with pytest.raises(AndromedaError, match=r"index\.json: is not JSON"):
         load_checkpoint(sharded)
