@@ -309,6 +309,7 @@ MISTAKES: dict[str, tuple[str, Spoil | None, str]] = {
     "text that is not UTF-8": (EVAL, lambda at: (at / "text.txt").write_bytes(b"a\xff"), "is not UTF-8 text (byte 1)"),
     "text too short": ("eval model --text text.txt --lengths 16,99999 --json out.json", None, "fewer than the length"),
     "length of nothing": ("eval model --text text.txt --lengths 0,16 --json out.json", None, "at least 1 token"),
+    "figures over a text": ("eval model --text text.txt --json text.txt", None, "--json text.txt: holds something"),
     "no place for the figures": ("eval model --text text.txt --json no/out.json", None, "there is no directory"),
 }  # fmt: skip
 
@@ -318,7 +319,7 @@ def test_a_mistake_is_one_clear_line_and_changes_nothing(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line, spoil, message = MISTAKES[name]
-    (folder / "out.json").write_text("before")
+    (folder / "out.json").write_text('"before"')
     if spoil is not None:
         spoil(folder)
     before = snapshot(folder)
@@ -335,7 +336,7 @@ def test_a_mistake_is_one_clear_line_and_changes_nothing(
 
 
 def test_eval_prints_and_writes_bits_per_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "out.json").write_text("before")
+    (folder / "out.json").write_text('"before"')
     assert main(EVAL.split()) == 0
     out, err = capsys.readouterr()
     figures = json.loads((folder / "out.json").read_text())

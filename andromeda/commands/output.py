@@ -43,7 +43,7 @@ def check_json_path(path: str | None) -> None:
     """Before long work: that its result can be written.
 
     Raises:
-        AndromedaError: the path is a directory, or lies in none that can be written.
+        AndromedaError: the path is a directory, or a file of something else, or lies in none that can be written.
     """
     if path is None:
         return
@@ -54,6 +54,17 @@ def check_json_path(path: str | None) -> None:
         raise AndromedaError(f"--json {path}: there is no directory {parent}; make it first")
     if not os.access(parent, os.W_OK):
         raise AndromedaError(f"--json {path}: the directory {parent} cannot be written; choose another place")
+    if Path(path).is_file() and not _is_json(Path(path).read_bytes()):
+        raise AndromedaError(f"--json {path}: holds something other than JSON, which would be lost; name another file")
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether a file holds JSON, or nothing."""
+    try:
+        json.loads(content or b"null")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:

@@ -253,17 +253,20 @@ def test_corrupt_weights_are_named(model_directory: tuple[Path, Andromeda]) -> N
 
 
 def test_a_json_file_that_cannot_be_written_is_named_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("important")
     for path, what in (
         (tmp_path, "is a directory"),
         (tmp_path / "nowhere" / "out.json", "there is no directory"),
+        (tmp_path / "thesis.txt", "holds something other than JSON"),
     ):
         with pytest.raises(AndromedaError, match=what):
             info("no such model", json=str(path))
+    assert (tmp_path / "thesis.txt").read_text() == "important"
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out.json"
-    target.write_text("before")
+    target.write_text('"before"')
     link = tmp_path / "link.json"
     link.symlink_to(target)
 
@@ -274,7 +277,7 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
         patch.setattr("os.fsync", full_disk)
         with pytest.raises(AndromedaError, match=r"link\.json: cannot be written: No space left on device"):
             info("nano", json=str(link))
-    assert target.read_text() == "before"
+    assert target.read_text() == '"before"'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "out.json"]
 
     info("nano", json=str(link))
