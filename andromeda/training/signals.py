@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+NOTICE = b"stopping after this step; once more to stop at once\n"
 
 
 class StopRequest:
@@ -19,13 +23,15 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Takes SIGTERM and SIGINT (Ctrl-C). A second one stops at once. Only in the main thread."""
+    """Takes SIGTERM and SIGINT (Ctrl-C), and says so on stderr. A second one stops at once. Only in the main thread."""
     request = StopRequest()
 
     def receive(number: int, _: FrameType | None) -> None:
         request.received = signal.Signals(number)
         for name in before:
             signal.signal(name, before[name])
+        with suppress(OSError, ValueError):  # stderr is closed, or no file
+            os.write(sys.stderr.fileno(), NOTICE)  # print() must not be entered twice
 
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     for name in before:
