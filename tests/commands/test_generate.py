@@ -159,6 +159,21 @@ def test_a_prompt_on_standard_input_that_is_no_text_is_refused(directory, monkey
         generate(directory, prompt="-")
 
 
+def test_of_a_run_whose_newest_checkpoint_is_damaged_a_whole_one_is_named(tmp_path):
+    first, second, third = (tmp_path / "checkpoints" / f"step-{step:08d}" for step in (5, 10, 15))
+    for folder in (first, second, third):
+        write_model(folder, num_tokens=TOKENIZER.vocab_size)
+    for folder in (third, second):
+        (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        AndromedaError, match=rf"{third}/model.safetensors: cut short.*; an older checkpoint is whole: {first}$"
+    ):
+        generate(str(tmp_path), prompt="The")
+    shutil.rmtree(first)
+    with pytest.raises(AndromedaError, match=rf"{third}/model.safetensors: cut short.* save it again$"):
+        generate(str(tmp_path), prompt="The")
+
+
 def test_the_tokenizer_of_another_model_is_refused(tmp_path):
     write_model(tmp_path / "model", num_tokens=TOKENIZER.vocab_size)
     larger = Tokenizer.train(["The sea, the other sea, and all the ships of the sea " * 3], vocab_size=286)
