@@ -8,9 +8,9 @@ for the last token alone. In fp8 the products of all blocks but the last multipl
   17 binary orders, not to fit them closely.
 * What LayerNorm gives has a certain bound, sqrt(dim) * max|weight|, hence a fixed scale that cannot overflow.
 * Attention's output and the activation have a scale a row, measured; it is multiplied in after the product.
-* Normalised queries and keys need no measuring. Of the heads that are not rotated, which do most of attention's work in
-  a long prompt, q.k multiplies e4m3 numbers too, with the temperature shared among both sides; xPos's decay would
-  leave e4m3's range.
+* Normalised queries and keys need no measuring. Of the global heads, which do most of attention's work in a long
+  prompt, q.k multiplies e4m3 numbers too, with the temperature shared among both sides; xPos's decay would leave
+  e4m3's range.
 
 Shapes: B batch, T tokens, H query heads, D dim_head, R = T + shift_tokens rows a sequence (see `kernels.pointwise`).
 """
@@ -82,7 +82,7 @@ class _Space:
     h_scales: list[Tensor]  # () a block
     fused: Tensor  # (B, R, columns): queries, then attention's output | feed-forward | keys | values
     keys: Tensor  # (1 or 2, B, kv_heads, S, D)
-    q8: Tensor | None  # (B, T, heads that are not rotated, D) in e4m3
+    q8: Tensor | None  # (B, T, global heads, D) in e4m3
     keys8: Tensor | None  # (1, B, kv_heads, S, D) in e4m3
     out: Tensor  # (B, R, dim)
     act8: Tensor | None  # (B * R, H * D + ff) attention's output and the activation in e4m3
@@ -412,7 +412,8 @@ class Prefill:
             prepare(
                 None if q is None else q[:, :, cut:], k, space.keys8, rotary=None, offset=offset,
                 scale=math.sqrt(scale), key_scale=math.sqrt(scale), q_gain=None if q_gain is None else q_gain[cut:],
-                k_gain=k_gain, normalise=normalise, trained_length=trained_length, out=None if q is None else space.q8,
+                k_gain=k_gain, normalise=normalise, local_heads=max(0, config.alibi_num_heads - cut),
+                trained_length=trained_length, out=None if q is None else space.q8,
             )  # fmt: skip
 
     def _sharpens(self, step: _Step) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from andromeda.kernels.decode_kernels import decode_kernel, merge_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
+from andromeda.kernels.launch import on_device_of
 from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, check_paged
 from andromeda.kernels.rotation import longest_span
 
@@ -120,7 +121,8 @@ def _decode(
     windows: Tensor | None, cut: int, rotated: int, base: float, interpolation: float, xpos_scale: float | None,
 ) -> Tensor:  # fmt: skip
     rotary = Rotary(rotated, q.shape[3] // 2, base, interpolation, xpos_scale) if rotated else None
-    return launch(q, k_pages, v_pages, page_table, lengths, slopes, windows, cut, rotary)
+    with on_device_of(q):
+        return launch(q, k_pages, v_pages, page_table, lengths, slopes, windows, cut, rotary)
 
 
 @_decode.register_fake

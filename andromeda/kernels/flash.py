@@ -20,11 +20,13 @@ from andromeda.kernels import rotate
 from andromeda.kernels.flash_backward import delta_kernel, dkv_kernel, dq_kernel
 from andromeda.kernels.flash_forward import forward_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
+from andromeda.kernels.launch import on_device_of
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 LOG2_E = math.log2(math.e)
 INTERPRETED = not hasattr(forward_kernel, "warmup") or triton.knobs.runtime.interpret
 ENOUGH_PROGRAMS = 528  # four a multiprocessor of a Hopper GPU
+FALLBACK_PROGRAMS = 264  # two
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def prepared_attention(q: Tensor, keys: Tensor, v: Tensor, geometry: Geometry, o
         *((0, 0.0, 1.0) if rotary is None else (rotary.heads, rotary.xpos_scale or 0.0, rotary.interpolation)),
     )  # fmt: skip
     if out is not None:
-        _forward(out, None, *arguments)
+        with on_device_of(q):
+            _forward(out, None, *arguments)
         return out
     result: Tensor = _attend(*arguments)[0]
     return result
@@ -125,7 +128,8 @@ def _attend(
     """(B, T, heads, D), and the log-sum-exp (B, heads, T) in base 2."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-    _forward(out, lse, q, keys, v, slopes, windows, bounds, starts, local, rotated, xpos_scale, interpolation)
+    with on_device_of(q):
+        _forward(out, lse, q, keys, v, slopes, windows, bounds, starts, local, rotated, xpos_scale, interpolation)
     return out, lse
 
 
@@ -148,11 +152,14 @@ def _forward(
     first, rows = num_keys - queries, tiles.queries
     num_tiles = (num_keys - 1) // rows - first // rows + 1
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
-    if num_keys <= tiles.keys:  # with a maximum, a weight of 1 is exactly 1, and so few keys pay nothing for it
+    # With a maximum a weight of 1 is exactly 1, and few keys pay nothing for it; float16 lacks the range to go without.
+    if num_keys <= tiles.keys or v.dtype == torch.float16:
         bounds = None
     for segment in _segments(heads, local, rotated):
         for online in (True,) if bounds is None else (False, True):
-            forward_kernel[(num_tiles * segment.count, batch)](
+            seldom = online and bounds is not None
+            programs = min(num_tiles, FALLBACK_PROGRAMS) if seldom else num_tiles * segment.count
+            forward_kernel[(programs, batch)](
                 q, keys_at, v_at, out, lse, *(_pointer(x, q) for x in (slopes, windows, bounds, starts)),
                 _decay(rotary, q), *q.stride()[:3], *out.stride()[:3],
                 queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
@@ -169,17 +176,27 @@ def _backward(
     """dq, and dkeys and dv in float32's sums, rounded to the inputs' types."""
     batch, queries, heads, dim_head = q.shape
     dout, keys, v = _aligned(dout), _aligned(keys), _aligned(v)
-    rotary = _rotary(q, rotated, xpos_scale, interpolation)
+    rotary, delta = _rotary(q, rotated, xpos_scale, interpolation), torch.empty_like(lse)
+    with on_device_of(q):
+        delta_kernel[(triton.cdiv(queries, 64), batch * heads)](
+            out, dout, delta, *out.stride()[:3], *dout.stride()[:3], queries, heads, D=dim_head, TOKENS=64
+        )
+        dq = _dq(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
+        dkeys, dv = _dkv(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
+    return dq, dkeys, dv
+
+
+def _dq(
+    dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
+    windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None,
+) -> Tensor:  # fmt: skip
+    batch, queries, heads, dim_head = q.shape
     num_keys, tiles = keys.shape[3], plan(dim_head).dq
     first, rows = num_keys - queries, tiles.queries
-    delta = torch.empty_like(lse)
-    delta_kernel[(triton.cdiv(queries, 64), batch * heads)](
-        out, dout, delta, *out.stride()[:3], *dout.stride()[:3], queries, heads, D=dim_head, TOKENS=64
-    )
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     num_tiles = (num_keys - 1) // rows - first // rows + 1
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
-    for segment in _segments(heads, local, rotated):
+    for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
         dq_kernel[(num_tiles * segment.count, batch)](
             q, keys_at, v_at, dout, lse, delta, dq, *(_pointer(x, q) for x in (slopes, windows, starts)),
             _decay(rotary, q), *q.stride()[:3], *dout.stride()[:3], *dq.stride()[:3],
@@ -187,8 +204,7 @@ def _backward(
             **_switches(segment, rotary, windows, starts),
             D=dim_head, **tiles.options(),
         )  # fmt: skip
-    dkeys, dv = _dkv(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
-    return dq, dkeys, dv
+    return dq
 
 
 def _dkv(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from andromeda.kernels.flash_forward import dot, head_slope, head_window, mask, row_limits
+from andromeda.kernels.flash_forward import chunk_decay, dot, head_slope, head_window, in_chunk, mask, query_tile
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -69,42 +69,29 @@ def dq_kernel(
     """Grid and shapes of the forward kernel; lse, delta (B, heads, T)."""
     batch = tl.program_id(1)
     h = first_head + num_heads - 1 - tl.program_id(0) // tiles
-    offset = num_keys - queries
-    first = (offset // BM + tiles - 1 - tl.program_id(0) % tiles) * BM
-    i = first + tl.arange(0, BM)
-    row = (i - offset).to(tl.int64)
-    inside = (row >= 0) & (row < queries)
-    c = tl.arange(0, D)[None, :]
-    wide = batch.to(tl.int64)
+    first, i, row, inside, start, window, lo, hi, all_from = query_tile(
+        tiles - 1 - tl.program_id(0) % tiles, h, batch, windows_ptr, starts_ptr, queries, num_keys,
+        PACKED, HAS_WINDOWS, BM, BN,
+    )  # fmt: skip
+    slope = head_slope(slopes_ptr, h, LOCAL)
+    wide, c = batch.to(tl.int64), tl.arange(0, D)[None, :]
     q = tl.load(q_ptr + wide * q_b + h * q_h + row[:, None] * q_t + c, mask=inside[:, None], other=0.0)
     dout = tl.load(dout_ptr + wide * dout_b + h * dout_h + row[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
     rows = (wide * heads + h) * queries + row
     lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf"))
     delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
-
-    window = head_window(windows_ptr, h, HAS_WINDOWS)
-    slope = head_slope(slopes_ptr, h, LOCAL)
-    starts_ptr += wide * num_keys
-    start = i
-    if PACKED:
-        start = tl.load(starts_ptr + i, mask=inside, other=0).to(tl.int32)
-    last = tl.minimum(first + BM, num_keys) - 1
-    lo, all_from = row_limits(tl.maximum(first, offset), last, starts_ptr, window, PACKED)
-    lo = lo // BN * BN
     dq = tl.zeros([BM, D], tl.float32)
-    chunks, log_decay = 1, 0.0
+    chunks, oldest = 1, 0
     if CHUNK > 0:
-        chunks = first // CHUNK - lo // CHUNK + 1
-        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
+        oldest = lo // CHUNK
+        chunks = first // CHUNK - oldest + 1
+    log_decay = chunk_decay(decay_ptr, CHUNK, D)
     for chunk in range(chunks):
-        aged, begin, stop = q, lo, last + 1
+        aged, begin, end = in_chunk(q, log_decay, oldest + chunk, chunks - 1 - chunk, lo, hi, CHUNK)
         if CHUNK > 0:
-            aged = (q.to(tl.float32) * tl.exp2(log_decay * (chunks - 1 - chunk))).to(q.dtype)
             dq = dq * tl.exp2(log_decay)  # Horner's rule: what came before is one chunk further away
-            begin = tl.maximum(lo, (lo // CHUNK + chunk) * CHUNK)
-            stop = tl.minimum(last + 1, (lo // CHUNK + chunk + 1) * CHUNK)
         dq = _dq_span(
-            dq, aged, dout, lse, delta, keys, v, WHICH, batch, h // group, begin, stop, all_from, first, i, start,
+            dq, aged, dout, lse, delta, keys, v, WHICH, batch, h // group, begin, end, all_from, first, i, start,
             slope, window, LOCAL, PACKED, WIDEN, D, BM, BN,
         )  # fmt: skip
     dq_ptrs = dq_ptr + wide * dq_b + h * dq_h + row[:, None] * dq_t + c
@@ -184,7 +171,7 @@ def dkv_kernel(
     lo = tl.maximum(first, offset) // BM * BM
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
-    chunks, nearest, log_decay = 1, 0, 0.0
+    chunks, nearest = 1, 0
     if CHUNK > 0:
         farthest = end
         if LOCAL:
@@ -193,15 +180,12 @@ def dkv_kernel(
                 farthest = tl.maximum(farthest, tl.minimum(end, last + head_window(windows_ptr, h, HAS_WINDOWS)))
         nearest = first // CHUNK
         chunks = (farthest - 1) // CHUNK - nearest + 1
-        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
+    log_decay = chunk_decay(decay_ptr, CHUNK, D)
     for back in range(chunks):
-        aged, begin, stop = k, lo, end
+        away = chunks - 1 - back
+        aged, begin, stop = in_chunk(k, log_decay, nearest + away, away, lo, end, CHUNK)
         if CHUNK > 0:
-            ahead = chunks - 1 - back
-            aged = (k.to(tl.float32) * tl.exp2(log_decay * ahead)).to(k.dtype)
             dk = dk * tl.exp2(log_decay)  # Horner's rule, as in dq
-            begin = tl.maximum(lo, (nearest + ahead) * CHUNK)
-            stop = tl.minimum(end, (nearest + ahead + 1) * CHUNK)
         for h in range(h0, h0 + SHARE):
             row = (batch * heads + h).to(tl.int64) * queries
             window = head_window(windows_ptr, h, HAS_WINDOWS)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 # Up to this bound (nats) 2^logit neither overflows in a float32 sum over millions of keys, nor does the key a query
-# holds for itself vanish, so the running maximum is left out.
+# holds for itself vanish, so the running maximum is left out. (bfloat16 has that range too, float16 has not.)
 MAX_BOUND = tl.constexpr(40.0)
 LOG2_E = tl.constexpr(1.4426950408889634)
 NO_WINDOW = tl.constexpr(2**30)
@@ -46,14 +46,50 @@ def head_slope(slopes_ptr, h, LOCAL: tl.constexpr):
 
 
 @triton.jit
-def row_limits(first, last, starts_ptr, window, PACKED: tl.constexpr):
-    """The first key that query `first` sees, and the first that query `last` (no earlier one) sees."""
-    lo = tl.maximum(first - window + 1, 0)
+def query_tile(
+    tile, h, batch, windows_ptr, starts_ptr, queries, num_keys,
+    PACKED: tl.constexpr, HAS_WINDOWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """A tile's first position, positions and rows, which of these there are, their documents' starts, the window, and
+    of the keys the first block that a row sees, the end, and the first key that every row behind it sees.
+
+    Tiles are aligned to positions: the first holds the first query, not always in its first row.
+    """
+    offset = num_keys - queries
+    first = (offset // BM + tile) * BM
+    i = first + tl.arange(0, BM)
+    row = i - offset
+    inside = (row >= 0) & (row < queries)
+    nearest, last = tl.maximum(first, offset), tl.minimum(first + BM, num_keys) - 1
+    window = head_window(windows_ptr, h, HAS_WINDOWS)
+    lo = tl.maximum(nearest - window + 1, 0)
     all_from = tl.maximum(last - window + 1, 0)
+    start = i
     if PACKED:
-        lo = tl.maximum(lo, tl.load(starts_ptr + first).to(tl.int32))
+        starts_ptr += batch.to(tl.int64) * num_keys
+        start = tl.load(starts_ptr + i, mask=inside, other=0).to(tl.int32)
+        lo = tl.maximum(lo, tl.load(starts_ptr + nearest).to(tl.int32))
         all_from = tl.maximum(all_from, tl.load(starts_ptr + last).to(tl.int32))
-    return lo, all_from
+    return first, i, row.to(tl.int64), inside, start, window, lo // BN * BN, last + 1, all_from
+
+
+@triton.jit
+def in_chunk(x, log_decay, chunk, away, lo, hi, CHUNK: tl.constexpr):
+    """x as seen from the anchor of a chunk `away` chunks off, and what of lo..hi - 1 lies in that chunk."""
+    if CHUNK > 0:
+        x = (x.to(tl.float32) * tl.exp2(log_decay * away)).to(x.dtype)
+        lo = tl.maximum(lo, chunk * CHUNK)
+        hi = tl.minimum(hi, (chunk + 1) * CHUNK)
+    return x, lo, hi
+
+
+@triton.jit
+def chunk_decay(decay_ptr, CHUNK: tl.constexpr, D: tl.constexpr):
+    """(1, D) base-2 logarithm of xPos's decay over a chunk; 0 without chunks."""
+    log_decay = 0.0
+    if CHUNK > 0:
+        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
+    return log_decay
 
 
 @triton.jit
@@ -115,64 +151,76 @@ def _span(
 
 
 @triton.jit
+def _forward_tile(
+    tile, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
+    q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
+    WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
+    HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    first, i, row, inside, start, window, lo, hi, all_from = query_tile(
+        tile, h, batch, windows_ptr, starts_ptr, queries, num_keys, PACKED, HAS_WINDOWS, BM, BN
+    )
+    slope = head_slope(slopes_ptr, h, LOCAL)
+    wide, channel = batch.to(tl.int64), tl.arange(0, D)[None, :]
+    q = tl.load(q_ptr + wide * q_b + h * q_h + row[:, None] * q_t + channel, mask=inside[:, None], other=0.0)
+    acc = tl.zeros([BM, D], tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    top = tl.full([BM], -1e30, tl.float32)
+    chunks, oldest = 1, 0
+    if CHUNK > 0:
+        oldest = lo // CHUNK
+        chunks = first // CHUNK - oldest + 1
+    log_decay = chunk_decay(decay_ptr, CHUNK, D)
+    for chunk in range(chunks):
+        aged, begin, end = in_chunk(q, log_decay, oldest + chunk, chunks - 1 - chunk, lo, hi, CHUNK)
+        acc, total, top = _span(
+            acc, total, top, aged, keys, v, WHICH, batch, h // group, begin, end, all_from, first, i, start, slope,
+            window, LOCAL, PACKED, ONLINE, AHEAD, WIDEN, D, BM, BN,
+        )  # fmt: skip
+    if not ONLINE:
+        top = tl.zeros([BM], tl.float32)
+    out = (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + wide * out_b + h * out_h + row[:, None] * out_t + channel, out, mask=inside[:, None])
+    tl.store(lse_ptr + (wide * heads + h) * queries + row, tl.log2(total) + top, mask=inside)
+
+
+@triton.jit
 def forward_kernel(
     q_ptr, keys, v, out_ptr, lse_ptr,
     slopes_ptr, windows_ptr, bounds_ptr, starts_ptr, decay_ptr,
     q_b, q_t, q_h, out_b, out_t, out_h,
     queries, num_keys, heads, first_head, num_heads, group, tiles,
-    WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
-    HAS_WINDOWS: tl.constexpr, HAS_BOUNDS: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_BOUNDS: tl.constexpr, WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
+    HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles * num_heads, batch): the last tiles, which see the most keys, first.
 
+    Where bounds are known there are two launches: one without the running maximum, which leaves heads with a larger
+    bound alone, and for these one with it, and with few programs, since there is seldom such a head.
+
     q, out (B, T, heads, D); keys (1 or 2, B, kv_heads, S, D) and v (B, kv_heads, S, D) as tensor descriptors;
     lse (B, heads, T), base 2.
     """
-    batch = tl.program_id(1)
-    h = first_head + num_heads - 1 - tl.program_id(0) // tiles
-    if HAS_BOUNDS:  # noqa: SIM102 - two launches share the heads: one without the running maximum, one with
-        if (tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND) != ONLINE:
-            return
-    offset = num_keys - queries
-    first = (offset // BM + tiles - 1 - tl.program_id(0) % tiles) * BM  # a position; tiles are aligned to positions
-    i = first + tl.arange(0, BM)
-    row = i - offset
-    inside = (row >= 0) & (row < queries)
-    channel = tl.arange(0, D)
-    q_ptrs = q_ptr + batch.to(tl.int64) * q_b + h * q_h + row.to(tl.int64)[:, None] * q_t + channel[None, :]
-    q = tl.load(q_ptrs, mask=inside[:, None], other=0.0)
-
-    window = head_window(windows_ptr, h, HAS_WINDOWS)
-    slope = head_slope(slopes_ptr, h, LOCAL)
-    starts_ptr += batch.to(tl.int64) * num_keys
-    start = i
-    if PACKED:
-        start = tl.load(starts_ptr + i, mask=inside, other=0).to(tl.int32)
-    last = tl.minimum(first + BM, num_keys) - 1
-    lo, all_from = row_limits(tl.maximum(first, offset), last, starts_ptr, window, PACKED)
-    lo = lo // BN * BN
-
-    acc = tl.zeros([BM, D], tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    top = tl.full([BM], -1e30, tl.float32)
-    chunks, log_decay = 1, 0.0
-    if CHUNK > 0:
-        chunks = first // CHUNK - lo // CHUNK + 1
-        log_decay = tl.load(decay_ptr + tl.arange(0, D) % (D // 2))[None, :] * CHUNK
-    for chunk in range(chunks):
-        aged, begin, stop = q, lo, last + 1
-        if CHUNK > 0:  # xPos: the queries as seen from this chunk's anchor
-            aged = (q.to(tl.float32) * tl.exp2(log_decay * (chunks - 1 - chunk))).to(q.dtype)
-            begin = tl.maximum(lo, (lo // CHUNK + chunk) * CHUNK)
-            stop = tl.minimum(last + 1, (lo // CHUNK + chunk + 1) * CHUNK)
-        acc, total, top = _span(
-            acc, total, top, aged, keys, v, WHICH, batch, h // group, begin, stop, all_from, first, i, start, slope,
-            window, LOCAL, PACKED, ONLINE, AHEAD, WIDEN, D, BM, BN,
+    batch, program = tl.program_id(1), tl.program_id(0)
+    if HAS_BOUNDS and ONLINE:
+        for n in range(num_heads):
+            h = first_head + num_heads - 1 - n
+            if tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND:
+                for back in range(program, tiles, tl.num_programs(0)):
+                    _forward_tile(
+                        tiles - 1 - back, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
+                        starts_ptr, decay_ptr, q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
+                        WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, AHEAD, WIDEN, D, BM, BN,
+                    )  # fmt: skip
+    else:
+        h = first_head + num_heads - 1 - program // tiles
+        if HAS_BOUNDS:  # noqa: SIM102 - known when compiling, the other is not
+            if tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND:
+                return
+        _forward_tile(
+            tiles - 1 - program % tiles, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
+            starts_ptr, decay_ptr, q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
+            WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, AHEAD, WIDEN, D, BM, BN,
         )  # fmt: skip
-    if not ONLINE:
-        top = tl.zeros([BM], tl.float32)
-    out_ptrs = out_ptr + batch.to(tl.int64) * out_b + h * out_h + row.to(tl.int64)[:, None] * out_t + channel[None, :]
-    tl.store(out_ptrs, (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
-    lse_ptrs = lse_ptr + (batch * heads + h).to(tl.int64) * queries + row
-    tl.store(lse_ptrs, tl.log2(total) + top, mask=inside)

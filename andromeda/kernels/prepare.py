@@ -1,4 +1,6 @@
-"""QK norm, gains, temperature, log-n and rotation in one pass, with gradients: what training puts before attention.
+"""QK norm, gains, temperature, log-n and rotation in one pass, with gradients.
+
+A candidate for what training puts before attention; `bench attention` compares it with what the model does today.
 
 The backward pass computes the normalised vectors again from the projections' outputs. Gradients of the gains are summed
 per program and then over programs, in a fixed order.
@@ -16,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
+from andromeda.kernels.launch import on_device_of
 from andromeda.kernels.pointwise import TILE, _gains, _load_pairs, _row_strides, _store_pairs
 from andromeda.kernels.pointwise import prepare_queries_and_keys as prepare_into
 from andromeda.kernels.rotate import decay_exponent, turn
@@ -109,14 +112,16 @@ class _Prepare(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         sorts = 1 if rotary is None else 2
         keys = torch.empty(sorts, batch, kv_heads, tokens, dim_head, dtype=k.dtype, device=k.device)
-        prepare_into(q, k, keys, rotary=rotary, offset=0, q_gain=q_gain, k_gain=k_gain, out=out, **options)
+        with on_device_of(q):
+            prepare_into(q, k, keys, rotary=rotary, offset=0, q_gain=q_gain, k_gain=k_gain, out=out, **options)
         return out, keys
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, q_gain, k_gain = ctx.saved_tensors
         dout, dkeys = grads
-        return (*_backward(dout, dkeys, q, k, q_gain, k_gain, ctx.rotary, **ctx.options), None, None)
+        with on_device_of(q):
+            return (*_backward(dout, dkeys, q, k, q_gain, k_gain, ctx.rotary, **ctx.options), None, None)
 
 
 def _backward(

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
+from andromeda.kernels.launch import on_device_of
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 TOKENS = 32  # a program
@@ -76,11 +77,12 @@ def _rotate(
     rotary = Rotary(rotated, dim_head // 2, base, interpolation, xpos_scale or None)
     turns, decay = rotation_constants(rotary, x.device)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _rotate_kernel[(triton.cdiv(tokens, TOKENS), batch)](
-        x, out, turns, decay, *x.stride()[:3], *out.stride()[:3],
-        tokens, first_position, heads, rotated, scale, sign,
-        ADJOINT=adjoint, CHUNK=xpos_chunk(rotary), HALF=rotary.pairs, TOKENS=TOKENS,
-    )  # fmt: skip
+    with on_device_of(x):
+        _rotate_kernel[(triton.cdiv(tokens, TOKENS), batch)](
+            x, out, turns, decay, *x.stride()[:3], *out.stride()[:3],
+            tokens, first_position, heads, rotated, scale, sign,
+            ADJOINT=adjoint, CHUNK=xpos_chunk(rotary), HALF=rotary.pairs, TOKENS=TOKENS,
+        )  # fmt: skip
     return out
 
 

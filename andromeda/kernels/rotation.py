@@ -1,4 +1,4 @@
-"""Rotary positions relative to an anchor, for the paths in plain PyTorch."""
+"""Rotary positions relative to an anchor: tables for the paths in plain PyTorch, constants for the kernels."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def xpos_chunk(rotary: Rotary) -> int:
     return max(MIN_CHUNK, 1 << (int(8 * rotary.xpos_scale * rotary.interpolation).bit_length() - 1))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache  # never dropped: a CUDA graph remembers where they lie
 def rotation_constants(rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor]:
     """(pairs,) float64 turns a token, and (pairs,) float32 base-2 logarithm of the decay a token."""
     with torch.inference_mode(False):

@@ -116,18 +116,19 @@ FOUR_HEADS = {"heads": 4, "alibi_num_heads": 2}
         ({"shift_tokens": 2}, 1),
         (FOUR_HEADS | {"attn_one_kv_head": False}, 2),
         (FOUR_HEADS | {"attn_qk_norm_dim_scale": False}, 2),
-        ({"alibi_pos_bias": False, "rotary_heads": "none", "rotary_xpos": False}, 2),
+        ({"alibi_pos_bias": False, "rotary_heads": "none", "rotary_xpos": False, "alibi_num_heads": 2}, 2),
         ({"rotary_heads": "all"}, 0),
         (NO_NORM, 0),
     ],
 )
 def test_fp8_is_near(overrides: dict[str, Any], heads8: int) -> None:
-    model, ids = build(**overrides), some_ids(23)
+    model, ids = build(**overrides), some_ids(40)
     runner, wanted = Prefill(model, "fp8"), model.hidden(ids)
     assert runner.reason is None
     assert runner.heads8 == heads8
     error = float((runner.hidden(ids) - wanted).norm() / wanted.norm())
-    assert 1e-4 < error < 0.1  # two roundings to three bits in each of four products
+    # two roundings to three bits in each of five products; DeepNorm keeps a block's share of the residual small
+    assert 1e-4 < error < (0.02 if model.config.deepnorm else 0.1)
     assert_near(runner(ids), model(ids, last_only=True), 0.1)
     cache = Cache()
     runner(ids[:, :9], cache)

@@ -40,6 +40,7 @@ class Case:
     kv_heads: int = 1
     dim_head: int = 32
     local: int = 2
+    slope: float = 0.5  # the steepest
     rotated: int = 2
     xpos_scale: float | None = 20.0
     windowed: bool = True
@@ -60,7 +61,7 @@ class Case:
 
     def geometry(self) -> Geometry:
         keys, off = self.before + self.queries, self.heads - self.local
-        slopes = torch.tensor([0.5, 0.0625, 0.25, 0.125][: self.local] + [0.0] * off)
+        slopes = self.slope * torch.tensor([1.0, 0.125, 0.5, 0.25][: self.local] + [0.0] * off)
         windows = torch.tensor([11, 70, 35, 90][: self.local] + [NO_LIMIT] * off)
         bounds = torch.full((self.heads,), self.bound, dtype=torch.float64)
         return Geometry(
@@ -82,6 +83,8 @@ CASES = {
     "one token": Case(queries=1),
     "default": Case(batch=2),
     "several chunks of xPos": Case(queries=270, heads=2, local=1, rotated=1),
+    "far chunks of xPos": Case(queries=400, heads=2, local=0, rotated=2),
+    "far chunks of xPos in a window": Case(queries=400, heads=2, local=1, rotated=1, slope=1 / 64, windowed=False),
     "the running maximum": Case(queries=111, bound=50.0),
     "no bounds": Case(known=False),
     "no windows": Case(windowed=False, queries=63),
@@ -144,6 +147,15 @@ def test_half_precision_has_at_most_twice_the_error_of_plain_pytorch(documents: 
     ours, plain = run(flash.flash_attention, torch.float16), run(reference_attention, torch.float16)
     for x, p, t in zip(ours, plain, truth, strict=True):
         assert relative_error(x, t) <= 2 * relative_error(p, t) + 1e-5
+
+
+def test_half_precision_has_the_range_for_the_largest_logits() -> None:
+    """A query along one key, at the default bound: e^11.3 is more than float16 holds."""
+    case = Case(queries=80, bound=11.3137, local=0, rotated=0, xpos_scale=None)
+    q, k, v = (x.detach() for x in case.inputs())
+    q[:, 70] = 11.3137 * k[:, 5]
+    truth = reference_attention(q.double(), k.double(), v.double(), case.geometry())
+    assert relative_error(flash.flash_attention(q.half(), k.half(), v.half(), case.geometry()), truth) < 0.01
 
 
 @settings(max_examples=10)
@@ -209,15 +221,15 @@ def test_key_gradients_do_not_depend_on_how_heads_are_grouped(share: int, monkey
 @pytest.mark.parametrize("position", [0, 2047, 131_072, 1_000_000])
 def test_stored_queries_and_keys_have_the_right_product(position: int) -> None:
     """At any position, over chunks: what is left between their anchors is a factor per channel."""
-    rotary = Rotary(1, 16, xpos_scale=64.0)
+    rotary = Rotary(1, 16, xpos_scale=32.0)
     chunk = xpos_chunk(rotary)
     i = torch.arange(position, position + 300, 37)
     q, k = torch.randn(1, len(i), 1, 32), torch.randn(1, len(i), 1, 32)
     stored_q = torch.cat(
-        [rotate._rotate(q[:, [n]], 1, 10000.0, 1.0, 64.0, int(p), 1.0, 1, False) for n, p in enumerate(i)], 1
+        [rotate._rotate(q[:, [n]], 1, 10000.0, 1.0, 32.0, int(p), 1.0, 1, False) for n, p in enumerate(i)], 1
     )
     stored_k = torch.cat(
-        [rotate._rotate(k[:, [n]], 1, 10000.0, 1.0, 64.0, int(p), 1.0, -1, False) for n, p in enumerate(i)], 1
+        [rotate._rotate(k[:, [n]], 1, 10000.0, 1.0, 32.0, int(p), 1.0, -1, False) for n, p in enumerate(i)], 1
     )
     distance = i[:, None] - i
     truth = rotated_logits(q.double().transpose(1, 2), k.double().transpose(1, 2), rotary, distance)[0, 0]
