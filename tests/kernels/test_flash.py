@@ -82,9 +82,8 @@ class Case:
 CASES = {
     "one token": Case(queries=1),
     "default": Case(batch=2),
-    "several chunks of xPos": Case(queries=270, heads=2, local=1, rotated=1),
-    "far chunks of xPos": Case(queries=400, heads=2, local=0, rotated=2),
-    "far chunks of xPos in a window": Case(queries=400, heads=2, local=1, rotated=1, slope=1 / 64, windowed=False),
+    "several chunks of xPos": Case(queries=270, heads=1, local=0, rotated=1),
+    "several chunks of xPos and ALiBi": Case(queries=270, heads=1, local=1, rotated=1, slope=1 / 64, windowed=False),
     "the running maximum": Case(queries=111, bound=50.0),
     "no bounds": Case(known=False),
     "no windows": Case(windowed=False, queries=63),

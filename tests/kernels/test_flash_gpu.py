@@ -111,9 +111,9 @@ def test_other_shapes(dim_head: int, kv_heads: int) -> None:
     "change",
     [
         {"bounds": None}, {"rotary": Rotary(4, 64, xpos_scale=512.0)}, {"rotary": Rotary(2, 64)},
-        {"starts": "documents"}, {"queries": 200},
+        {"rotary": Rotary(4, 64, xpos_scale=64.0)}, {"starts": "documents"}, {"queries": 200},
     ],
-    ids=["running maximum", "rotary on all heads", "plain rotary", "documents", "chunk of queries"],
+    ids=["running maximum", "rotary on all heads", "plain rotary", "short chunks", "documents", "chunk of queries"],
 )  # fmt: skip
 def test_flags(change: dict[str, object]) -> None:
     g, tokens = geometry(4, 2, 128), 1500
