@@ -151,6 +151,12 @@ class Prepared:
         with torch.no_grad():
             return flash.prepared_attention(self.q, self.keys, self.v, self.g)
 
+    def forward_e4m3(self) -> Callable[[], Any]:
+        """q.k in e4m3, as `Prefill("fp8")` has it on global heads."""
+        q, keys = (x.detach().to(torch.float8_e4m3fn) for x in (self.q, self.keys))
+        out, v = torch.empty_like(self.q), self.v.detach()
+        return lambda: flash.prepared_attention(q, keys, v, self.g, out=out)
+
     def backward(self) -> Callable[[], Any]:
         out = flash.prepared_attention(self.q, self.keys, self.v, self.g)
         grad = torch.randn_like(out)
@@ -271,7 +277,7 @@ CANDIDATES: dict[str, list[flash.Tiles]] = {
 
 
 def sweep_tiles(tokens: int, deadline: Deadline, save: Callable[[list[Any]], None]) -> list[dict[str, Any]]:
-    """Each kernel's milliseconds by tile shape, global and local heads apart."""
+    """Each kernel's milliseconds by tile shape, global and local heads apart, and q.k of global ones in e4m3."""
     rows: list[dict[str, Any]] = []
     base = flash.PLANS[D]
     for kernel, shape in ((kernel, shape) for kernel, shapes in CANDIDATES.items() for shape in shapes):
@@ -280,10 +286,12 @@ def sweep_tiles(tokens: int, deadline: Deadline, save: Callable[[list[Any]], Non
             break
         flash.PLANS[D] = replace(base, **{kernel: shape})
         row: dict[str, Any] = {"kernel": kernel, "tiles": asdict(shape)}
-        for name, local in (("global", 0), ("local", LOCAL)):
+        kinds = [("global", 0), ("local", LOCAL), *([("global, e4m3", 0)] if kernel == "forward" else [])]
+        for name, local in kinds:
             try:
                 ours = Prepared(tokens, LOCAL, local, math.sqrt(D))
                 run = ours.forward if kernel == "forward" else ours.backward()
+                run = ours.forward_e4m3() if "e4m3" in name else run
                 row[name] = by_kernel(run)[f"{kernel}_kernel"]
             except Exception as problem:  # noqa: BLE001 - too many registers or too much shared memory
                 row[name] = type(problem).__name__
