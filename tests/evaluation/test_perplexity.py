@@ -113,7 +113,7 @@ def test_positions_split_the_longest_windows(model: Andromeda, monkeypatch: pyte
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 500))
 def test_all_lengths_score_the_same_tokens(lengths: list[int], tokens: int) -> None:
     if tokens < max(lengths):
-        with pytest.raises(AndromedaError, match=f"{tokens} tokens, fewer than the length {max(lengths)}"):
+        with pytest.raises(AndromedaError, match=f" {tokens} tokens?, fewer than the length {max(lengths)}"):
             scored_tokens(tokens, lengths)
         return
     scored = scored_tokens(tokens, lengths)
