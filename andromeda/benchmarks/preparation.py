@@ -11,65 +11,59 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from andromeda import positions
 from andromeda.benchmarks import measure
 from andromeda.benchmarks.measure import CUDA, DEVICE, DTYPE
-from andromeda.kernels import Rotary, rotate
+from andromeda.config import AndromedaConfig
+from andromeda.kernels import rotate
+from andromeda.kernels.flash import LOG2_E
 from andromeda.kernels.prepare import prepare
+from andromeda.model import Attention
 
-Prepare = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # q, k and their gains
+Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of q and k
 
 
 def measured(tokens: int, heads: int, local: int, dim_head: int, copy: float) -> list[dict[str, Any]]:
     """A row for each way: milliseconds, how many times the floor, and the largest error against the first."""
-    rotary, scale = Rotary(local, dim_head // 2, xpos_scale=512.0), dim_head**0.5 * 1.4426950408889634
-    apart = separate(rotary, scale)
-    ways: dict[str, Prepare] = {
-        "apart": apart,
-        "fused": lambda q, k, q_gain, k_gain: prepare(
-            q, k, rotary, scale=scale, q_gain=q_gain, k_gain=k_gain, local_heads=local
-        ),
-    }
+    config = AndromedaConfig(dim=dim_head, heads=heads, dim_head=dim_head, alibi_num_heads=local)
+    attention, rotary = Attention(config, 0).to(DEVICE), positions.rotary(config)
+
+    def apart(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = attention._normalise(q, k)
+        return rotate.rotate_queries(q, rotary, 0, LOG2_E), rotate.stack_keys(k, rotary)
+
+    def fused(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return prepare(
+            q, k, rotary, scale=config.qk_temperature * LOG2_E, q_gain=attention.q_gain, k_gain=attention.k_gain,
+            local_heads=local,
+        )  # fmt: skip
+
+    ways: dict[str, Prepare] = {"apart": apart, "fused": fused}
     if CUDA:
         ways["apart, compiled"] = torch.compile(apart, dynamic=False)
     numbers = (heads + 1) * dim_head * tokens
     floor = 1e3 * numbers * DTYPE.itemsize * (2 + 3) / copy
-    given = inputs(tokens, heads, dim_head)
-    truth = gradients(apart, given)
+    q, k, *given = inputs(tokens, heads, dim_head)
+
+    def gradients(way: Prepare) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(way(q, k), (q, k, attention.q_gain, attention.k_gain), given)
+
+    truth = gradients(apart)
     rows = []
     for name, way in ways.items():
-        error = max(float((a - b).norm() / b.norm()) for a, b in zip(gradients(way, given), truth, strict=True))
+        error = max(float((a - b).norm() / b.norm()) for a, b in zip(gradients(way), truth, strict=True))
         measure.require(f"preparation, {name}", error, 2e-2 if CUDA else 1e-4)
-        ms = measure.milliseconds(lambda way=way: gradients(way, given))  # type: ignore[misc]
+        ms = measure.milliseconds(lambda way=way: gradients(way))  # type: ignore[misc]
         rows.append({"way": name, "ms": ms, "times_floor": ms / floor, "error": error})
         print(f"preparation, {name:16} {ms:8.3f} ms forward and backward, {ms / floor:.2f} x its floor", flush=True)
     return rows
 
 
-def separate(rotary: Rotary, scale: float) -> Prepare:
-    """As `model.Attention` and `kernels.flash` do it."""
-
-    def run(q: Tensor, k: Tensor, q_gain: Tensor, k_gain: Tensor) -> tuple[Tensor, Tensor]:
-        normal_q = F.normalize(q.float(), dim=-1) * scale * q_gain
-        normal_k = F.normalize(k.float(), dim=-1) * k_gain
-        prepared = rotate.rotate_queries(normal_q.to(q.dtype), rotary, 0, 1.0)
-        return prepared, rotate.stack_keys(normal_k.to(k.dtype), rotary)
-
-    return run
-
-
 def inputs(tokens: int, heads: int, dim_head: int) -> list[Tensor]:
-    """q, k and gains that learn, then gradients of queries and of both sorts of keys."""
+    """q and k, which learn, then gradients of prepared queries and of both sorts of keys."""
     shapes = [(1, tokens, heads, dim_head), (1, tokens, 1, dim_head)]
     q, k, dq = (torch.randn(shape, device=DEVICE, dtype=DTYPE) for shape in (*shapes, shapes[0]))
     dkeys = torch.randn(2, 1, 1, tokens, dim_head, device=DEVICE, dtype=DTYPE)
-    gains = [torch.ones(n, dim_head, device=DEVICE) for n in (heads, 1)]
-    return [x.requires_grad_() for x in (q, k, *gains)] + [dq, dkeys]
-
-
-def gradients(way: Prepare, given: list[Tensor]) -> tuple[Tensor, ...]:
-    """Of q, k and both gains."""
-    *learned, dq, dkeys = given
-    return torch.autograd.grad(way(*learned), learned, (dq, dkeys))
+    return [q.requires_grad_(), k.requires_grad_(), dq, dkeys]

@@ -20,18 +20,10 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.language.extra.cuda.libdevice import fast_cosf, fast_sinf
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from andromeda.kernels.flash_forward import LOG2_E, dot
+
 TURN = tl.constexpr(6.283185307179586)
 NO_WINDOW = tl.constexpr(2**31 - 1)
-
-
-@triton.jit
-def _dot(a, b, acc, WIDEN: tl.constexpr):
-    """a @ b + acc. The interpreter's products are right in float32 only."""
-    if WIDEN:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -111,8 +103,8 @@ def _attend(state, q1, q2, k1, k2, v, j, rows, WIDEN: tl.constexpr):
     acc, top, total = state
     position, slope, window = rows
     s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
-    s = _dot(q1.to(k1.dtype), tl.trans(k1), s, WIDEN)
-    s = _dot(q2.to(k2.dtype), tl.trans(k2), s, WIDEN)
+    s = dot(q1.to(k1.dtype), tl.trans(k1), s, WIDEN)
+    s = dot(q2.to(k2.dtype), tl.trans(k2), s, WIDEN)
     distance = position[:, None] - j[None, :]
     s = s * LOG2_E - slope[:, None] * distance.to(tl.float32)
     s = tl.where((distance >= 0) & (distance < window[:, None]), s, float("-inf"))
@@ -120,7 +112,7 @@ def _attend(state, q1, q2, k1, k2, v, j, rows, WIDEN: tl.constexpr):
     base = tl.where(new_top == float("-inf"), 0.0, new_top)
     p = tl.exp2(s - base[:, None])
     scale = tl.exp2(top - base)
-    acc = _dot(p.to(v.dtype), v, acc * scale[:, None], WIDEN)
+    acc = dot(p.to(v.dtype), v, acc * scale[:, None], WIDEN)
     return acc, new_top, total * scale + tl.sum(p, axis=1)
 
 

@@ -24,7 +24,7 @@ def dot(a, b, acc, WIDEN: tl.constexpr):
     if WIDEN:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc)
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit

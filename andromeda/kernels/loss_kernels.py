@@ -13,7 +13,7 @@ def losses_kernel(
     logits_ptr, targets_ptr, losses_ptr, top_ptr, log_sum_ptr, vocabulary, ignore_index,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """losses[i] = -log softmax(logits[i])[targets[i]], in one reading of it; 0 where ignored, NaN for no such target.
+    """losses[i] = -log softmax(logits[i])[targets[i]], reading row i once; 0 where ignored, NaN for no such target.
 
     The log-sum-exp is kept in two parts, the largest logit and the logarithm of the sum over exp(x - it): their own sum
     would cost as many digits as a large logit has before the point.
