@@ -21,6 +21,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return allocated
 
+    with torch.device("meta"):
+        torch.empty(0)  # torch lists its constructors at the first use, and not these in their place
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
