@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,9 @@ SWEEP = [
         *itertools.product((64, 128), (8,), (3, 5), (1, 2), (3,), (False,)),
         *itertools.product((64,), (4,), (3, 5), (1,), (3,), (False,)),
         *itertools.product((64,), (4,), (5,), (2,), (2, 4, 6), (False,)),
-        *itertools.product((64,), (4,), (3, 5), (2,), (3,), (True,)),
+        *itertools.product((64,), (4,), (3, 5, 7), (1, 2, 3), (3,), (True,)),
+        *itertools.product((32,), (4,), (5, 7), (2, 3, 4), (3,), (True,)),
+        *itertools.product((64, 128), (8,), (3, 5), (1, 2), (3,), (True,)),
     ]
 ]
 
@@ -113,11 +116,13 @@ def setting(name: str, lengths: list[int], copies: int, device: str, dtype: torc
     return Setting(name, rows, q.to(dtype), [cache() for _ in range(copies)], table.to(device))
 
 
-def settings() -> list[Setting]:
+def settings(copies: int | None = None) -> list[Setting]:
+    """With so many caches, by default more than an L2 cache holds."""
     ragged = torch.randint(SHORTEST, CONTEXT + 1, (32,), generator=torch.Generator().manual_seed(0)).tolist()
     sizes = {"batch 1": [CONTEXT], "batch 32, ragged": ragged}
     return [
-        setting(name, rows, max(2, CACHED_BYTES // (sum(rows) * 4 * D)), DEVICE, DTYPE) for name, rows in sizes.items()
+        setting(name, rows, copies or max(2, CACHED_BYTES // (sum(rows) * 4 * D)), DEVICE, DTYPE)
+        for name, rows in sizes.items()
     ]
 
 
@@ -193,6 +198,12 @@ def sweep(size: Setting, copy: float) -> list[dict[str, Any]]:
     return rows
 
 
+def _compile(config: DecodeConfig) -> None:
+    for size in settings(copies=1):
+        with suppress(Exception):  # what fails here fails again where it is timed
+            size.ours(geometry(DEVICE), config)()
+
+
 def run(sweeping: bool, save: Save) -> Report:
     """Both settings: peers, or candidate configurations of the kernel in their place."""
     report: Report = {"machine": measure.machine(), "error": check(), "rows": []}
@@ -202,7 +213,12 @@ def run(sweeping: bool, save: Save) -> Report:
     print(f"largest relative error, tiny shapes: {report['error']:.1e}; copy {copy / 1e9:.0f} GB/s (read + written)")
     default = choose_config(32, D, PAGE, torch.device("cuda", torch.cuda.current_device()))
     print(f"default configuration: {default}", flush=True)
+    if sweeping:
+        measure.in_processes(_compile, SWEEP)
     for size in settings():
+        if sweeping:
+            parts = measure.by_kernel(size.ours(geometry(DEVICE)))
+            print(size.name, {name: f"{1e3 * ms / len(size.caches):.1f} us" for name, ms in parts.items()}, flush=True)
         for row in sweep(size, copy) if sweeping else compare(size, copy):
             report["rows"].append(row)
             save(report)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 import gc
+import multiprocessing
+import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -16,6 +19,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
@@ -95,6 +99,23 @@ def _seconds(run: Callable[[], Any]) -> float:
     return perf_counter() - began
 
 
+def by_kernel(run: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds of each kernel of one call, by name."""
+    run()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            run()
+        torch.cuda.synchronize()
+    return {event.key: event.device_time_total / 3e3 for event in profiler.key_averages()}
+
+
+def in_processes(call: Callable[[Any], Any], cases: Sequence[Any]) -> None:
+    """Fills the compiler's cache, which one process does with one core: each case once, in as many as there are."""
+    workers = min(12, os.cpu_count() or 1, len(cases))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(call, cases))
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
@@ -139,7 +160,7 @@ def fp8_product_rate(size: int = 8192) -> float:
 
 def copy_rate(size: int = GIB if CUDA else 2**20) -> float:
     """Bytes a second, read and written, of a copy of `size` bytes."""
-    source = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2e3 * size / milliseconds(lambda: target.copy_(source))
 
