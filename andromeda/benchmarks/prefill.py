@@ -204,10 +204,10 @@ def attention_seconds(config: AndromedaConfig, length: int, precision: str, ceil
 def layer_parts(runner: Prefill, ids: Tensor, ceilings: Ceilings) -> list[Part]:
     """Runs through the layers, with a clock at each stage, so that the numbers are those of a real pass."""
     with torch.no_grad():
-        step = runner._begin(ids, None)
+        step = runner.begin(ids)
         marks: list[list[torch.cuda.Event]] = []
         for n in range(runner.config.depth - 1):
-            stages = runner._stages(n, step)
+            stages = step.stages(n)
             events = [torch.cuda.Event(enable_timing=True) for _ in range(len(stages) + 1)]
             events[0].record()
             for event, stage in zip(events[1:], stages.values(), strict=True):
