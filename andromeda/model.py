@@ -23,7 +23,7 @@ from andromeda import positions
 from andromeda.cache import Cache, next_shift_state, shift_tokens
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
-from andromeda.kernels import Geometry, attention, embed, linear_cross_entropy
+from andromeda.kernels import Geometry, QKNorm, attention, embed, linear_cross_entropy, normalised_attention
 
 EMBEDDING_STD = 0.02
 IGNORED = -100  # a target that is not predicted
@@ -93,26 +93,26 @@ class Attention(nn.Module):
         config = self.config
         heads, kv_heads = config.heads, config.kv_heads
         q, k, v = self.to_qkv(x).unflatten(-1, (-1, config.dim_head)).split([heads, kv_heads, kv_heads], dim=2)
-        q, k = self._normalise(q, k)
-        if step.q_scale is not None:
-            q = q * step.q_scale.to(q.dtype)
         bounds, windows = self._certificate(q.dtype, step.cache)
         if bounds is not None and step.q_scale is not None:
             bounds = bounds * step.q_scale.amax((0, 1))[:, 0]
+        geometry = replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
+        if step.cache is None and step.q_scale is None:
+            out = normalised_attention(q, k, v, geometry, self.qk_norm, flash=config.attn_flash)
+            return self.to_out(out.flatten(2))
+        q, k = self.qk_norm(q, k)
+        if step.q_scale is not None:
+            q = q * step.q_scale.to(q.dtype)
         if step.cache is not None:
             k, v = step.cache.append(self.block, k, v)
-        geometry = replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
         return self.to_out(attention(q, k, v, geometry, flash=config.attn_flash).flatten(2))
 
-    def _normalise(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q with the temperature, both with the gains; in float32 or better, then back."""
-        if not self.config.normalises_qk:
-            return q * self.config.qk_temperature, k
-        dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
-        q, k = F.normalize(q.to(wide), dim=-1) * self.config.qk_temperature, F.normalize(k.to(wide), dim=-1)
-        if self.config.attn_qk_norm_dim_scale:
-            q, k = q * self.q_gain, k * self.k_gain
-        return q.to(dtype), k.to(dtype)
+    @property
+    def qk_norm(self) -> QKNorm:
+        """With the gains as they are now."""
+        config = self.config
+        gains = (self.q_gain, self.k_gain) if config.attn_qk_norm_dim_scale else (None, None)
+        return QKNorm(config.qk_temperature, config.normalises_qk, *gains)
 
     def bounds(self, dtype: torch.dtype = torch.float64) -> Tensor | None:
         """(H,) B_h, with room for the rounding of q and k to `dtype`; None without QK norm."""

@@ -280,7 +280,7 @@ class TestTheModelsOwn:
             q, k = torch.randn(1, 1500, 4, 6), torch.randn(1, 1500, 1, 6)
             if like == "one channel":
                 q, k = (q.abs() > 1.5).float() + 1e-3 * q, (k.abs() > 1.5).float() + 1e-3 * k
-            q, k = attention._normalise(q.to(dtype), k.to(dtype))
+            q, k = attention.qk_norm(q.to(dtype), k.to(dtype))
             logits = torch.einsum("bthd,bsd->bhts", q.double(), k[:, :, 0].double())
             assert (logits.abs().amax((0, 2, 3)) <= attention.bounds(dtype)).all()
 

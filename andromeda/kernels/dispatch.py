@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from andromeda.kernels.geometry import Geometry, check_shapes
-from andromeda.kernels.launch import has_triton
+from andromeda.kernels.launch import HAS_TRITON
+from andromeda.kernels.norm import QKNorm
 from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, as_pages, whole_buffer
 from andromeda.kernels.reference import reference_attention
 from andromeda.kernels.rotation import MAX_DECAY_EXPONENT, longest_span, xpos_chunk
@@ -63,11 +64,34 @@ def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: boo
     Raises:
         ValueError: shapes that do not fit together.
     """
+    return BACKENDS[_choose(q, k, v, geometry, flash)](q, k, v, geometry)
+
+
+def normalised_attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, norm: QKNorm, *, flash: bool = True
+) -> Tensor:
+    """`attention` over norm(q, k), of as many queries as keys; the Triton path normalises and rotates in one pass.
+
+    Arguments and errors as of `attention`, but q and k neither normalised nor scaled.
+    """
+    if q.shape[1] == k.shape[1] and _choose(q, k, v, geometry, flash) == "triton":
+        return _fused(q, k, v, geometry, norm)
+    return attention(*norm(q, k), v, geometry, flash=flash)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, norm: QKNorm) -> Tensor:
+    from andromeda.kernels.flash import LOG2_E, prepared_attention
+    from andromeda.kernels.prepare import prepare
+
+    q, keys = prepare(q, k, geometry.rotary, replace(norm, scale=norm.scale * LOG2_E))
+    return prepared_attention(q, keys, v, geometry)
+
+
+def _choose(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, flash: bool) -> str:
     check_shapes(q, k, v, geometry)
-    name = _forced or choose_backend(
+    return _forced or choose_backend(
         q.device, q.dtype, q.shape[3], k.shape[1], geometry, flash=flash, step=_is_decode_step(q, k, v, geometry)
     )
-    return BACKENDS[name](q, k, v, geometry)
 
 
 def choose_backend(
@@ -82,15 +106,13 @@ def choose_backend(
     return "short" if is_short(keys, geometry) else "tiled"
 
 
-@functools.cache
 def has_flash_kernels(device: torch.device) -> bool:
     """Whether Triton is there, and a GPU that it serves (compute capability 8 or more)."""
-    if device.type != "cuda" or not has_triton():
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and HAS_TRITON and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler.
+# What torch.compiler.assume_constant_result does, which would import the compiler. It works on plain functions alone:
+# Dynamo looks through functools.cache and traces what is inside.
 has_flash_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from andromeda.kernels.launch import has_triton, on_device_of
+from andromeda.kernels.launch import HAS_TRITON, on_device_of
 
 PIECE = 128  # sorted places that make a piece of a long segment
 GATHER_TILE = (4, 512)  # tokens, channels of a program
@@ -29,7 +29,7 @@ def embed(ids: Tensor, weight: Tensor) -> Tensor:
     On CUDA the gradient is repeatable bit for bit, and an id that is out of range gives NaN; elsewhere this is
     `F.embedding`, which raises IndexError.
     """
-    if weight.is_cuda and has_triton() and weight.dtype in DTYPES and ids.dtype in (torch.int32, torch.int64):
+    if weight.is_cuda and HAS_TRITON and weight.dtype in DTYPES and ids.dtype in (torch.int32, torch.int64):
         return torch.ops.andromeda.embedding(ids, weight)
     return F.embedding(ids, weight)
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
 import torch
 from torch import Tensor
 
-
-@functools.cache
-def has_triton() -> bool:
-    """Without importing it."""
-    return importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # not imported; torch.compile cannot trace the search
 
 
 def on_device_of(x: Tensor) -> torch.cuda.device:

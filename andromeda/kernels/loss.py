@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from andromeda.kernels.launch import has_triton, on_device_of
+from andromeda.kernels.launch import HAS_TRITON, on_device_of
 
 LOSS_CHUNK = 2**26  # logits held at once in plain PyTorch: 256 MiB in float32
 SHARE = 64  # on CUDA a chunk's logits take one part in so many of the device's memory
@@ -42,7 +42,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     if hidden.dim() != 2 or weight.shape[1:] != hidden.shape[1:] or targets.shape != hidden.shape[:1]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (hidden, weight, targets))
         raise ValueError(f"loss: hidden (N, dim), weight (V, dim) and targets (N,) do not fit together: {shapes}")
-    if hidden.is_cuda and has_triton() and _product_dtype(hidden) in DTYPES:
+    if hidden.is_cuda and HAS_TRITON and _product_dtype(hidden) in DTYPES:
         return fused_cross_entropy(hidden, weight, targets, ignore_index)
     return chunked_cross_entropy(hidden, weight, targets, ignore_index)
 

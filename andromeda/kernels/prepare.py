@@ -1,6 +1,4 @@
-"""QK norm, gains, temperature, log-n and rotation in one pass, with gradients.
-
-A candidate for what training puts before attention; `bench attention` compares it with what the model does today.
+"""What training puts before attention in one pass, as a custom operator with its gradient: `norm.QKNorm` and rotation.
 
 The backward pass computes the normalised vectors again from the projections' outputs. Gradients of the gains are summed
 per program and then over programs, in a fixed order.
@@ -9,7 +7,6 @@ per program and then over programs, in a fixed order.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,9 +16,10 @@ from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
 from andromeda.kernels.launch import on_device_of
+from andromeda.kernels.norm import QKNorm
 from andromeda.kernels.pointwise import TILE, _gains, _load_pairs, _row_strides, _store_pairs
 from andromeda.kernels.pointwise import prepare_queries_and_keys as prepare_into
-from andromeda.kernels.rotate import decay_exponent, turn
+from andromeda.kernels.rotate import _constants, decay_exponent, turn
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 
@@ -55,8 +53,8 @@ def _head_gradient(
 def _prepare_backward_kernel(
     q_ptr, k_ptr, dout_ptr, dkeys_ptr, dq_ptr, dk_ptr, q_part_ptr, k_part_ptr, q_gain_ptr, k_gain_ptr, turns_ptr,
     decay_ptr, q_b, q_t, k_b, k_t, dout_b, dout_t, dkeys_w, dkeys_b, dkeys_h,
-    tokens, scale, log_n,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, ROTATED: tl.constexpr, LOCAL: tl.constexpr, LOG_N: tl.constexpr,
+    tokens, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, ROTATED: tl.constexpr,
     NORMALISE: tl.constexpr, GAINS: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """One program: TOKENS tokens, all heads. dq (B, T, H, D) and dk (B, T, kv_heads, D) are contiguous."""
@@ -71,14 +69,10 @@ def _prepare_backward_kernel(
         cos, sin = turn(t, turns_ptr, PAIRS)
         exponent = decay_exponent(t, decay_ptr, CHUNK, PAIRS)
         shrink, growth = tl.exp2(exponent), tl.exp2(-exponent)
-    sharpened = tl.zeros([TOKENS, 1], tl.float32) + 1.0
-    if LOG_N:
-        sharpened = tl.maximum(tl.log((t + 1).to(tl.float32)) * log_n, 1.0)[:, None]
     for h in range(HEADS):
         d1, d2 = _load_pairs(dout_ptr + batch * dout_b + row * dout_t + h * D + p, inside, False, PAIRS)
-        factor = scale * tl.where(h >= LOCAL, sharpened, 1.0)
-        d1 *= factor
-        d2 *= factor
+        d1 *= scale
+        d2 *= scale
         g1, g2 = d1, d2
         if ROTATED > 0:  # known when compiling, the other is not  # noqa: SIM102
             if h < ROTATED:
@@ -100,76 +94,101 @@ def _prepare_backward_kernel(
         )  # fmt: skip
 
 
-class _Prepare(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
-        rotary: Rotary | None, options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.save_for_backward(q, k, q_gain, k_gain)
-        ctx.rotary, ctx.options = rotary, options
-        batch, tokens, kv_heads, dim_head = k.shape
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        sorts = 1 if rotary is None else 2
-        keys = torch.empty(sorts, batch, kv_heads, tokens, dim_head, dtype=k.dtype, device=k.device)
-        with on_device_of(q):
-            prepare_into(q, k, keys, rotary=rotary, offset=0, q_gain=q_gain, k_gain=k_gain, out=out, **options)
-        return out, keys
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, q_gain, k_gain = ctx.saved_tensors
-        dout, dkeys = grads
-        with on_device_of(q):
-            return (*_backward(dout, dkeys, q, k, q_gain, k_gain, ctx.rotary, **ctx.options), None, None)
+@torch.library.custom_op("andromeda::prepare", mutates_args=())
+def _prepare(
+    q: Tensor, k: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, scale: float, unit: bool, rotated: int,
+    base: float, interpolation: float, xpos_scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Queries (B, T, heads, D), keys (1 or 2, B, kv_heads, T, D)."""
+    rotary = _rotary(q, rotated, base, interpolation, xpos_scale)
+    out, keys = torch.empty(q.shape, dtype=q.dtype, device=q.device), _empty_keys(k, rotated)
+    with on_device_of(q):
+        prepare_into(
+            _heads_adjoin(q), _heads_adjoin(k), keys, rotary=rotary, offset=0, scale=scale, q_gain=q_gain,
+            k_gain=k_gain, normalise=unit, out=out,
+        )  # fmt: skip
+    return out, keys
 
 
+@_prepare.register_fake
+def _(
+    q: Tensor, k: Tensor, _q_gain: Tensor | None, _k_gain: Tensor | None, _scale: float, _unit: bool, rotated: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return q.new_empty(q.shape), _empty_keys(k, rotated)
+
+
+@torch.library.custom_op("andromeda::prepare_backward", mutates_args=())
 def _backward(
-    dout: Tensor, dkeys: Tensor, q: Tensor, k: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
-    rotary: Rotary | None, scale: float, normalise: bool, local_heads: int, trained_length: int | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    dout: Tensor, dkeys: Tensor, q: Tensor, k: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, scale: float,
+    unit: bool, rotated: int, base: float, interpolation: float, xpos_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, and what the gains get, in float32: zeros where there are none."""
     batch, tokens, heads, dim_head = q.shape
-    kv_heads, pairs, rows = k.shape[2], dim_head // 2, max(1, TILE // (dim_head // 2))
-    programs = batch * triton.cdiv(tokens, rows)
+    kv_heads, rows = k.shape[2], max(1, TILE // (dim_head // 2))
+    blocks = triton.cdiv(tokens, rows)
+    rotary = _rotary(q, rotated, base, interpolation, xpos_scale)
     turns, decay = (q, q) if rotary is None else rotation_constants(rotary, q.device)
-    dout, dkeys = dout.contiguous(), dkeys.contiguous()
+    q, k, dout, dkeys = _heads_adjoin(q), _heads_adjoin(k), dout.contiguous(), dkeys.contiguous()
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     gained = q_gain is not None
     parts = [
-        torch.empty(programs if gained else 0, n, dim_head, dtype=torch.float32, device=q.device)
+        torch.empty(batch * blocks if gained else 0, n, dim_head, dtype=torch.float32, device=q.device)
         for n in (heads, kv_heads)
     ]
-    _prepare_backward_kernel[(triton.cdiv(tokens, rows), batch)](
-        q, k, dout, dkeys, dq, dk, *parts, *(q if g is None else g.contiguous() for g in (q_gain, k_gain)),
-        turns, decay, *_row_strides(q), *_row_strides(k), *_row_strides(dout), *dkeys.stride()[:3],
-        tokens, scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
-        HEADS=heads, KV_HEADS=kv_heads, ROTATED=0 if rotary is None else rotary.heads, LOCAL=local_heads,
-        LOG_N=trained_length is not None, NORMALISE=normalise, GAINS=gained,
-        CHUNK=1 if rotary is None else xpos_chunk(rotary), PAIRS=pairs, TOKENS=rows, num_warps=4,
-    )  # fmt: skip
-    if q_gain is None or k_gain is None:
-        return dq, dk, None, None
-    return dq, dk, parts[0].sum(0).to(q_gain.dtype), parts[1].sum(0).to(k_gain.dtype)
+    with on_device_of(q):
+        _prepare_backward_kernel[(blocks, batch)](
+            q, k, dout, dkeys, dq, dk, *parts, *(q if g is None else g.contiguous() for g in (q_gain, k_gain)),
+            turns, decay, *_row_strides(q), *_row_strides(k), *_row_strides(dout), *dkeys.stride()[:3],
+            tokens, scale, HEADS=heads, KV_HEADS=kv_heads, ROTATED=rotated, NORMALISE=unit, GAINS=gained,
+            CHUNK=1 if rotary is None else xpos_chunk(rotary), PAIRS=dim_head // 2, TOKENS=rows, num_warps=4,
+        )  # fmt: skip
+    return dq, dk, parts[0].sum(0), parts[1].sum(0)
 
 
-def prepare(
-    q: Tensor,
-    k: Tensor,
-    rotary: Rotary | None,
-    *,
-    scale: float,
-    q_gain: Tensor | None = None,
-    k_gain: Tensor | None = None,
-    normalise: bool = True,
-    local_heads: int = 0,
-    trained_length: int | None = None,
-) -> tuple[Tensor, Tensor]:
+@_backward.register_fake
+def _(_dout: Tensor, _dkeys: Tensor, q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq_gain, dk_gain = (x.new_empty(x.shape[2:], dtype=torch.float32) for x in (q, k))
+    return q.new_empty(q.shape), k.new_empty(k.shape), dq_gain, dk_gain
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001 - called by name
+    ctx.save_for_backward(*inputs[:4])
+    ctx.constants = inputs[4:]
+
+
+def _gradients(ctx: Any, dout: Tensor, dkeys: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    grads = _backward(dout, dkeys, *saved, *ctx.constants)
+    return (*(None if x is None else g.to(x.dtype) for x, g in zip(saved, grads, strict=True)), *[None] * 6)
+
+
+_prepare.register_autograd(_gradients, setup_context=_save)
+
+
+def prepare(q: Tensor, k: Tensor, rotary: Rotary | None, norm: QKNorm) -> tuple[Tensor, Tensor]:
     """Queries (B, T, heads, D) and keys (1 or 2, B, kv_heads, T, D) for `flash.prepared_attention`, differentiable.
 
-    Arguments as in `pointwise.prepare_queries_and_keys`, of a sequence that begins at position 0.
+    Args:
+        q: (B, T, heads, D). k: (B, T, kv_heads, D). Both of a sequence that begins at position 0.
+        rotary: of the first rotary.heads heads.
+        norm: its scale times log2(e), for kernels in base 2.
     """
-    options = {
-        "scale": scale, "normalise": normalise, "local_heads": local_heads, "trained_length": trained_length,
-    }  # fmt: skip
-    out: tuple[Tensor, Tensor] = _Prepare.apply(q, k, q_gain, k_gain, rotary, options)
+    numbers = (0, 1.0, 1.0, 0.0) if rotary is None else (rotary.heads, *_constants(rotary))
+    out: tuple[Tensor, Tensor] = _prepare(q, k, norm.q_gain, norm.k_gain, norm.scale, norm.unit, *numbers)
     return out
+
+
+def _rotary(q: Tensor, rotated: int, base: float, interpolation: float, xpos_scale: float) -> Rotary | None:
+    return None if rotated == 0 else Rotary(rotated, q.shape[3] // 2, base, interpolation, xpos_scale or None)
+
+
+def _empty_keys(k: Tensor, rotated: int) -> Tensor:
+    """As they are, and rotated if any query head is."""
+    batch, tokens, kv_heads, dim_head = k.shape
+    return torch.empty(2 if rotated else 1, batch, kv_heads, tokens, dim_head, dtype=k.dtype, device=k.device)
+
+
+def _heads_adjoin(x: Tensor) -> Tensor:
+    """x (B, T, heads, D), a token's heads side by side, as the kernels read them."""
+    return x if x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3]) else x.contiguous()

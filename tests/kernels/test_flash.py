@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from andromeda.config import preset
-from andromeda.kernels import Geometry, Rotary, attention_backend, choose_backend, dispatch
+from andromeda.kernels import Geometry, QKNorm, Rotary, attention_backend, choose_backend, dispatch
 from andromeda.kernels.reference import reference_attention, rotated_logits
 from andromeda.kernels.rotation import xpos_chunk
 from andromeda.model import Andromeda
@@ -258,17 +258,48 @@ def test_the_model_has_the_same_gradients_through_the_kernels(changes: dict[str,
         preset("nano", num_tokens=50, max_seq_len=32, depth=2, dim=64, heads=4, alibi_num_heads=2, **changes)
     )
     ids, documents = torch.randint(50, (2, 70)), torch.arange(70).expand(2, -1) // 40
-    gradients: dict[str, list[Tensor]] = {}
-    for backend in ("reference", "triton"):
-        with attention_backend(backend):
-            losses = model.token_losses(ids, ids.roll(-1, 1), documents=documents)
-        gradients[backend] = [losses.detach(), *torch.autograd.grad(losses.mean(), list(model.parameters()))]
-    for a, b in zip(gradients["triton"], gradients["reference"], strict=True):
+    ours, expected = (losses_and_gradients(model, ids, documents, path) for path in ("triton", "reference"))
+    for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+NO_QK_NORM = {"qk_norm": False, "attn_qk_norm": False, "attn_qk_norm_dim_scale": False}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"attn_one_kv_head": False, "attn_qk_norm_dim_scale": False}, {"rotary_heads": "all", "rotary_xpos": False},
+        {"rotary_heads": "none", "rotary_xpos": False, "attn_one_kv_head": False}, {"attn_qk_norm": False}, NO_QK_NORM,
+    ],
+    ids=["default", "MHA, no gains", "no xPos", "MHA, no rotation", "tau of ten", "no QK norm"],
+)  # fmt: skip
+def test_the_model_prepares_queries_and_keys_in_one_pass(
+    changes: dict[str, Any], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the trained length, with gains that are not 1; of packed documents positions count from the row's start."""
+    flags: dict[str, Any] = {"depth": 1, "dim": 32, "heads": 2, "alibi_num_heads": 1, "xpos_scale_base": 20.0}
+    model = Andromeda(preset("nano", num_tokens=50, max_seq_len=64, **flags, **changes))
+    for name, parameter in model.named_parameters():
+        if "gain" in name:
+            parameter.data.normal_(1, 0.3)
+    ids, documents = torch.randint(50, (2, 45)), torch.tensor([[17], [30]]) <= torch.arange(45)
+    expected = losses_and_gradients(model, ids, documents if packed else None, "reference")
+    monkeypatch.delattr(QKNorm, "__call__")  # what plain PyTorch takes
+    for a, b in zip(losses_and_gradients(model, ids, documents if packed else None, "triton"), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def losses_and_gradients(model: Andromeda, ids: Tensor, documents: Tensor | None, path: str) -> list[Tensor]:
+    with attention_backend(path):
+        losses = model.token_losses(ids, ids.roll(-1, 1), documents=documents)
+    return [losses.detach(), *torch.autograd.grad(losses.mean(), list(model.parameters()))]
+
+
 @pytest.mark.parametrize("parallel", [True, False])
-def test_the_model_compiles_without_graph_breaks(parallel: bool) -> None:
+def test_the_model_compiles_without_graph_breaks(parallel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(QKNorm, "__call__")  # queries and keys are prepared in one pass
     flags: dict[str, Any] = {"depth": 1, "dim": 64, "heads": 2, "alibi_num_heads": 1, "parallel_blocks": parallel}
     model, ids = Andromeda(preset("nano", num_tokens=50, **flags)), torch.randint(50, (1, 33))
     with attention_backend("triton"):
@@ -299,3 +330,14 @@ def test_choice_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend(torch.device("cpu"), torch.bfloat16, 128, 10_000, geometry) == "tiled"
     steep = Geometry(rotary=Rotary(2, 64, xpos_scale=2.0))  # stored keys would overflow float16
     assert choose_backend(cuda, torch.float16, 128, 10_000, steep) == "tiled"
+
+
+def test_the_choice_of_the_kernels_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a constant: what it asks must not be traced, which torch 2.11 refuses."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", torch.compiler.disable(lambda device: (9, 0)))
+
+    def chosen(x: Tensor) -> Tensor:
+        name = choose_backend(torch.device("cuda"), torch.bfloat16, 128, 10, Geometry())
+        return x + (1 if name == "triton" else 0)
+
+    assert torch.compile(chosen, fullgraph=True, backend="eager")(torch.zeros(())) == 1
