@@ -261,20 +261,13 @@ PEERS: dict[str, Callable[[int, Geometry], Attention]] = {
 # ---- tile shapes ---------------------------------------------------------------------------------
 
 CANDIDATES: dict[str, list[flash.Tiles]] = {
-    "forward": [
-        flash.Tiles(64, 64, 4, 3), flash.Tiles(64, 64, 4, 2, ahead=True), flash.Tiles(64, 64, 4, 2),
-        flash.Tiles(64, 64, 4, 2, registers=168), flash.Tiles(64, 32, 4, 4), flash.Tiles(64, 32, 4, 3, registers=168),
-        flash.Tiles(64, 128, 4, 2), flash.Tiles(128, 64, 8, 3, ahead=True), flash.Tiles(128, 64, 8, 2, registers=128),
-    ],
-    "dq": [
-        flash.Tiles(128, 64, 8, 3), flash.Tiles(64, 64, 4, 2), flash.Tiles(64, 32, 4, 4), flash.Tiles(128, 64, 8, 4),
-        flash.Tiles(64, 32, 4, 3, registers=168),
-    ],
-    "dkv": [
-        flash.Tiles(32, 64, 4, 3), flash.Tiles(32, 64, 4, 4), flash.Tiles(32, 64, 4, 2), flash.Tiles(32, 128, 8, 3),
-        flash.Tiles(64, 64, 4, 2), flash.Tiles(64, 128, 8, 2), flash.Tiles(16, 64, 4, 4),
-    ],
-}  # fmt: skip
+    kernel: [flash.Tiles(*shape) for shape in shapes]
+    for kernel, shapes in {
+        "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4), (64, 128, 4, 2)],
+        "dq": [(128, 64, 8, 4), (128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 4, 4)],
+        "dkv": [(32, 64, 4, 4), (32, 64, 4, 3), (32, 64, 4, 5), (32, 128, 8, 3), (64, 64, 4, 2)],
+    }.items()
+}
 
 
 def sweep_tiles(tokens: int, deadline: Deadline, save: Callable[[list[Any]], None]) -> list[dict[str, Any]]:

@@ -33,15 +33,10 @@ BOUND, EPSILON, XPOS_SCALE = 11.3, 1e-4, 512.0
 CONTEXT, SHORTEST = 131072, 16384  # tokens
 CACHED_BYTES = 1 << 30  # several times any GPU's L2 cache
 SWEEP = [
-    DecodeConfig(block=block, warps=warps, stages=stages, residency=residency, far=2, near=near, overlap=overlap)
-    for block, warps, stages, residency, near, overlap in [
-        *itertools.product((32, 64), (4,), (3, 5, 7), (2, 3, 4), (3,), (False,)),
-        *itertools.product((64, 128), (8,), (3, 5), (1, 2), (3,), (False,)),
-        *itertools.product((64,), (4,), (3, 5), (1,), (3,), (False,)),
-        *itertools.product((64,), (4,), (5,), (2,), (2, 4, 6), (False,)),
-        *itertools.product((64,), (4,), (3, 5, 7), (1, 2, 3), (3,), (True,)),
-        *itertools.product((32,), (4,), (5, 7), (2, 3, 4), (3,), (True,)),
-        *itertools.product((64, 128), (8,), (3, 5), (1, 2), (3,), (True,)),
+    DecodeConfig(block=block, warps=warps, stages=stages, residency=residency, far=2, near=near)
+    for block, warps, stages, residency, near in [
+        *itertools.product((32, 64), (4, 8), (3, 5), (1, 2), (3,)),
+        *itertools.product((64,), (4, 8), (5,), (1,), (4, 6)),
     ]
 ]
 

@@ -35,16 +35,14 @@ class DecodeConfig:
         block: keys of a tile. warps: Triton's. stages: Triton's, two for each tile that is loaded ahead, and one.
         residency: programs a multiprocessor, shared by the chunks of new tokens.
         far, near: what a tile costs that one set of heads sees, and that both see, for sharing the work.
-        overlap: the second kernel is launched while the first runs (programmatic dependent launch, Hopper and newer).
     """
 
     block: int = 64
-    warps: int = 4
+    warps: int = 8
     stages: int = 5
-    residency: int = 2
+    residency: int = 1
     far: int = 2
     near: int = 3
-    overlap: bool = False
 
 
 def decode_attention(
@@ -89,11 +87,9 @@ def first_set(heads: int, rotary: Rotary | None, local_heads: int | None) -> int
 
 def choose_config(rows: int, dim_head: int, page_size: int, device: torch.device) -> DecodeConfig:
     """By the rows of query heads and tokens that share a load, and the memory of a multiprocessor."""
-    wide = rows * dim_head > 32 * 128  # a thread of four warps would need more registers than it can have
     block = min(32 if rows > 64 else 64, max(32, page_size))
     three_tiles = 3 * 2 * block * dim_head * 2 + 3 * dim_head * rows  # bytes, with room for queries and weights
-    deep = three_tiles * (1 if wide else 2) <= _shared_memory(device)
-    return DecodeConfig(block=block, warps=8 if wide else 4, stages=5 if deep else 3, residency=1 if wide else 2)
+    return DecodeConfig(block=block, stages=5 if three_tiles <= _shared_memory(device) else 3)
 
 
 def _check_taken(q: Tensor, k_pages: Tensor, v_pages: Tensor, rotary: Rotary | None) -> None:
@@ -155,21 +151,20 @@ def launch(
     top, total = torch.empty(2, slots, new, group, dtype=torch.float32, device=q.device)
     unit_slots = torch.empty(units, 2, dtype=torch.int32, device=q.device)
     out = torch.empty(batch, new, heads, dim_head, dtype=q.dtype, device=q.device)
-    pdl = {"launch_pdl": True} if config.overlap else {}
     decode_kernel[programs, chunks](
         q, k_pages, v_pages, page_table, lengths, slopes, windows, *tables, acc, top, total, unit_slots,
         *q.stride()[:3], *k_pages.stride()[:3], *v_pages.stride()[:3], page_table.stride(0), units,
         N=new, TOKENS=tokens, CUT=cut, KV=kv_heads, GROUP=group, D=dim_head, PAGE=page_size, BLOCK=config.block,
         ROWS_A=rows[0], ROWS_B=rows[1], A_ROTATED=0 < cut <= rotated, B_ROTATED=rotated > cut,
         SLOPED=slopes is not None, WINDOWED=windows is not None, FAR=config.far, NEAR=config.near,
-        UNITS=triton.next_power_of_2(units), MEMBERS=triton.next_power_of_2(group), OVERLAP=config.overlap,
+        UNITS=triton.next_power_of_2(units), MEMBERS=triton.next_power_of_2(group),
         WIDEN=INTERPRETED, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     at_once = min(256, max(16, triton.next_power_of_2(programs // units + 2)))  # slots of a unit, if lengths were equal
     channels = min(dim_head, max(16, 4096 // at_once))
     merge_kernel[batch * new * heads, dim_head // channels](
         acc, top, total, unit_slots, out, N=new, KV=kv_heads, GROUP=group, D=dim_head,
-        SLOTS=at_once, CHANNELS=channels, OVERLAP=config.overlap, num_warps=4, **pdl,
+        SLOTS=at_once, CHANNELS=channels, num_warps=4,
     )  # fmt: skip
     return out
 

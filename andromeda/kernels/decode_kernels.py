@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.language.extra.cuda.libdevice import fast_cosf, fast_sinf
 
 from andromeda.kernels.flash_forward import LOG2_E, dot
@@ -69,7 +68,7 @@ def _units(
     first_b, tile_b = _set_span(length, reach_b, N, BLOCK)
     far = tl.maximum(tile_a, tile_b) - tl.minimum(tile_a, tile_b)
     near = tl.cdiv(length, BLOCK) - tl.maximum(tile_a, tile_b)
-    end = tl.cumsum((FAR * far + NEAR * near).to(tl.int64), axis=0)
+    end = tl.cumsum(FAR * far + NEAR * near, axis=0)
     return length, tl.minimum(first_a, first_b), tile_a, tile_b, end
 
 
@@ -232,13 +231,11 @@ def decode_kernel(
     N: tl.constexpr, TOKENS: tl.constexpr, CUT: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, ROWS_A: tl.constexpr, ROWS_B: tl.constexpr,
     A_ROTATED: tl.constexpr, B_ROTATED: tl.constexpr, SLOPED: tl.constexpr, WINDOWED: tl.constexpr,
-    FAR: tl.constexpr, NEAR: tl.constexpr, UNITS: tl.constexpr, MEMBERS: tl.constexpr, OVERLAP: tl.constexpr,
+    FAR: tl.constexpr, NEAR: tl.constexpr, UNITS: tl.constexpr, MEMBERS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs, chunks of TOKENS new tokens). ROWS_A, ROWS_B: rows of a set, 0 where it has no head."""
-    if OVERLAP:
-        gdc_launch_dependents()
-    p = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(0)
     token0 = tl.program_id(1) * TOKENS
     tables = (cos_ptr, sin_ptr, turns_ptr, decay_ptr)
     length_of, first_of, tile_a_of, tile_b_of, end_of = _units(
@@ -246,11 +243,13 @@ def decode_kernel(
     )
     work = tl.max(end_of, axis=0)
     programs = tl.minimum(tl.num_programs(0), work)  # those that have a share
+    part = work // tl.maximum(programs, 1)
+    longer = work - part * programs  # so many programs, the first, have one more
     if (p == 0) & (token0 == 0):
-        _store_slots(slots_ptr, length_of, tile_a_of, tile_b_of, end_of, programs, work, units, FAR, NEAR, BLOCK, UNITS)
+        _store_slots(slots_ptr, length_of, tile_a_of, tile_b_of, end_of, part, longer, units, FAR, NEAR, BLOCK, UNITS)
     if p < programs:
-        begin = p * work // programs
-        end = (p + 1) * work // programs
+        begin = p * part + tl.minimum(p, longer)
+        end = begin + part + (p < longer).to(tl.int32)
         unit0 = tl.sum((end_of <= begin).to(tl.int32), axis=0)
         for step in range(tl.sum((end_of < end).to(tl.int32), axis=0) + 1 - unit0):
             unit = unit0 + step
@@ -258,8 +257,8 @@ def decode_kernel(
             tile_a = _pick(tile_a_of, unit)
             tile_b = _pick(tile_b_of, unit)
             start = tl.max(tl.where(tl.arange(0, UNITS) < unit, end_of, 0), axis=0)
-            t0 = _tile_at(tl.maximum(begin - start, 0), tile_a, tile_b, FAR, NEAR).to(tl.int32)
-            t1 = _tile_at(tl.minimum(end, _pick(end_of, unit)) - start, tile_a, tile_b, FAR, NEAR).to(tl.int32)
+            t0 = _tile_at(tl.maximum(begin - start, 0), tile_a, tile_b, FAR, NEAR)
+            t1 = _tile_at(tl.minimum(end, _pick(end_of, unit)) - start, tile_a, tile_b, FAR, NEAR)
             b = (unit // KV).to(tl.int64)
             kv = unit % KV
             head0 = kv * GROUP
@@ -278,24 +277,28 @@ def decode_kernel(
             pages = pages_ptr + b * stride_pages
             strides = (stride_kp, stride_kn, stride_vp, stride_vn)
             first = _pick(first_of, unit)
-            if ROWS_A > 0:
-                state_a, state_b = _walk(
-                    state_a, state_b, tl.maximum(t0, tile_a), tl.minimum(t1, tile_b) if ROWS_B > 0 else t1,
-                    queries_a, queries_b, rows_a, rows_b, keys, values, pages, strides, first, length, tables,
-                    N, D, PAGE, BLOCK, True, False, A_ROTATED, B_ROTATED, WIDEN,
-                )  # fmt: skip
-            if ROWS_B > 0:
-                state_a, state_b = _walk(
-                    state_a, state_b, tl.maximum(t0, tile_b), tl.minimum(t1, tile_a) if ROWS_A > 0 else t1,
-                    queries_a, queries_b, rows_a, rows_b, keys, values, pages, strides, first, length, tables,
-                    N, D, PAGE, BLOCK, False, True, A_ROTATED, B_ROTATED, WIDEN,
-                )  # fmt: skip
-            if ROWS_A > 0 and ROWS_B > 0:
-                state_a, state_b = _walk(
-                    state_a, state_b, tl.maximum(t0, tl.maximum(tile_a, tile_b)), t1,
-                    queries_a, queries_b, rows_a, rows_b, keys, values, pages, strides, first, length, tables,
-                    N, D, PAGE, BLOCK, True, True, A_ROTATED, B_ROTATED, WIDEN,
-                )  # fmt: skip
+            # A walk of no tile would still go through the motions of filling its pipeline, hence the second conditions.
+            both = tl.maximum(t0, tl.maximum(tile_a, tile_b))
+            a_from, a_to = tl.maximum(t0, tile_a), tl.minimum(t1, tile_b) if ROWS_B > 0 else t1
+            b_from, b_to = tl.maximum(t0, tile_b), tl.minimum(t1, tile_a) if ROWS_A > 0 else t1
+            if ROWS_A > 0:  # noqa: SIM102 - known when compiling, the other is not
+                if a_from < a_to:
+                    state_a, state_b = _walk(
+                        state_a, state_b, a_from, a_to, queries_a, queries_b, rows_a, rows_b, keys, values, pages,
+                        strides, first, length, tables, N, D, PAGE, BLOCK, True, False, A_ROTATED, B_ROTATED, WIDEN,
+                    )  # fmt: skip
+            if ROWS_B > 0:  # noqa: SIM102
+                if b_from < b_to:
+                    state_a, state_b = _walk(
+                        state_a, state_b, b_from, b_to, queries_a, queries_b, rows_a, rows_b, keys, values, pages,
+                        strides, first, length, tables, N, D, PAGE, BLOCK, False, True, A_ROTATED, B_ROTATED, WIDEN,
+                    )  # fmt: skip
+            if ROWS_A > 0 and ROWS_B > 0:  # noqa: SIM102
+                if both < t1:
+                    state_a, state_b = _walk(
+                        state_a, state_b, both, t1, queries_a, queries_b, rows_a, rows_b, keys, values, pages,
+                        strides, first, length, tables, N, D, PAGE, BLOCK, True, True, A_ROTATED, B_ROTATED, WIDEN,
+                    )  # fmt: skip
             if ROWS_A > 0:
                 _store_set(state_a, names_a, p + unit, head0, acc_ptr, top_ptr, total_ptr, N, GROUP, D)
             if ROWS_B > 0:
@@ -304,33 +307,34 @@ def decode_kernel(
 
 @triton.jit
 def _store_slots(
-    slots_ptr, length, tile_a, tile_b, end, programs, work, units,
+    slots_ptr, length, tile_a, tile_b, end, part, longer, units,
     FAR: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """(units, 2): the first slot of each unit, and that after its last; the same where there is nothing to see.
-
-    Program p begins at p * work // programs, hence cost c is in the part of program ((c + 1) * programs - 1) // work.
-    """
+    """(units, 2): the first slot of each unit, and that after its last; the same where there is nothing to see."""
     unit = tl.arange(0, UNITS)
     hi = tl.maximum(tile_a, tile_b)
     cost = FAR * (hi - tl.minimum(tile_a, tile_b)) + NEAR * (tl.cdiv(length, BLOCK) - hi)
-    start = end - cost
-    whole = tl.maximum(work, 1)
-    lo_slot = ((start + 1) * programs - 1) // whole + unit
-    hi_slot = (end * programs - 1) // whole + unit + 1
-    tl.store(slots_ptr + 2 * unit, lo_slot.to(tl.int32), mask=unit < units)
-    tl.store(slots_ptr + 2 * unit + 1, tl.where(cost > 0, hi_slot, lo_slot).to(tl.int32), mask=unit < units)
+    lo_slot = _owner(end - cost, part, longer) + unit
+    hi_slot = _owner(end - 1, part, longer) + unit + 1
+    tl.store(slots_ptr + 2 * unit, lo_slot, mask=unit < units)
+    tl.store(slots_ptr + 2 * unit + 1, tl.where(cost > 0, hi_slot, lo_slot), mask=unit < units)
+
+
+@triton.jit
+def _owner(cost, part, longer):
+    """The program whose share holds this much of the work: the first `longer` have part + 1 each, the others part."""
+    of_longer = longer * (part + 1)
+    behind = longer + tl.maximum(cost - of_longer, 0) // tl.maximum(part, 1)
+    return tl.where(cost < of_longer, tl.maximum(cost, 0) // (part + 1), behind)
 
 
 @triton.jit
 def merge_kernel(
     acc_ptr, top_ptr, total_ptr, slots_ptr, out_ptr,
     N: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    SLOTS: tl.constexpr, CHANNELS: tl.constexpr, OVERLAP: tl.constexpr,
+    SLOTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Grid (B * N * heads, D // CHANNELS): out (B, N, heads, D), the sum over a unit's slots, divided by its mass."""
-    if OVERLAP:
-        gdc_wait()
     row = tl.program_id(0)
     head = row % (KV * GROUP)
     token = row // (KV * GROUP) % N

@@ -37,12 +37,9 @@ class Tiles:
     keys: int
     warps: int
     stages: int
-    registers: int | None = None  # a thread's, at most
-    ahead: bool = False  # forward: q.k of the next block runs under this one's exponentials
 
     def options(self) -> dict[str, Any]:
-        options = {"BM": self.queries, "BN": self.keys, "num_warps": self.warps, "num_stages": self.stages}
-        return options if self.registers is None else options | {"maxnreg": self.registers}
+        return {"BM": self.queries, "BN": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,7 @@ class Plan:
 
 # What measured fastest with 128 channels (benchmarks/results/attention.md); 64 and 32 channels are not tuned.
 # Small tiles of one warp group win, two programs a multiprocessor: one's exponentials run under the other's products.
-PLANS = {
-    128: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
-    64: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
-    32: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(32, 64, 4, 3)),
-}
+PLANS = {dim_head: Plan(Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 4), Tiles(32, 64, 4, 4)) for dim_head in (32, 64, 128)}
 # Many tiles at small lengths.
 INTERPRETED_PLAN = Plan(Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1), Tiles(16, 32, 4, 1))
 
@@ -164,7 +157,7 @@ def _forward(
                 _decay(rotary, q), *q.stride()[:3], *out.stride()[:3],
                 queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
                 **_switches(segment, rotary, windows, starts), HAS_BOUNDS=bounds is not None, ONLINE=online,
-                AHEAD=tiles.ahead, D=dim_head, **tiles.options(),
+                D=dim_head, **tiles.options(),
             )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 # Up to this bound (nats) 2^logit neither overflows in a float32 sum over millions of keys, nor does the key a query
-# holds for itself vanish, so the running maximum is left out. (bfloat16 has that range too, float16 has not.)
+# holds for itself vanish, with 32 slopes of ALiBi to spare either way, so the running maximum is left out. (bfloat16
+# has that range too, float16 has not.)
 MAX_BOUND = tl.constexpr(40.0)
 LOG2_E = tl.constexpr(1.4426950408889634)
 NO_WINDOW = tl.constexpr(2**30)
@@ -104,36 +105,22 @@ def mask(i, j, start, window, LOCAL: tl.constexpr, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _products(q, keys, which, batch, kv, j0, WIDEN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """(BM, BN) q.k of the block of keys at j0; zeros where there are no keys."""
-    k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
-    return dot(q, k.T, tl.zeros([BM, BN], tl.float32), WIDEN)
-
-
-@triton.jit
 def _span(
     acc, total, top, q, keys, v, which, batch, kv, lo, hi,
     all_from, first, i, start, slope, window,
-    LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
+    LOCAL: tl.constexpr, PACKED: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Key blocks lo, lo + BN, ... below hi. One loop, because each fills the pipeline anew: a branch for the masks.
 
-    AHEAD: the next block's q.k runs under this one's exponentials (FlashAttention-3, Shah et al. 2024, section 3.2).
+    ALiBi is counted from the middle of the tile, not from each query: a row's softmax does not see the difference.
     """
-    ahead = slope * (i - first).to(tl.float32)
-    s_next = tl.zeros([BM, BN], tl.float32)
-    if AHEAD:
-        s_next = _products(q, keys, which, batch, kv, lo, WIDEN, D, BM, BN)
     for j0 in tl.range(lo, hi, BN):
-        if AHEAD:
-            s = s_next
-            s_next = _products(q, keys, which, batch, kv, j0 + BN, WIDEN, D, BM, BN)
-        else:
-            s = _products(q, keys, which, batch, kv, j0, WIDEN, D, BM, BN)
+        k = keys.load([which, batch, kv, j0, 0]).reshape(BN, D)
+        s = dot(q, k.T, tl.zeros([BM, BN], tl.float32), WIDEN)
         j = j0 + tl.arange(0, BN)
         if LOCAL:
-            s += (slope * (j - first).to(tl.float32))[None, :] - ahead[:, None]
+            s += (slope * (j - first - BM // 2).to(tl.float32))[None, :]
         if (j0 < all_from) | (j0 + BN > first + 1):
             s = tl.where(mask(i[:, None], j[None, :], start[:, None], window, LOCAL, PACKED), s, float("-inf"))
         if ONLINE:
@@ -155,7 +142,7 @@ def _forward_tile(
     tile, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
     q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
-    HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     first, i, row, inside, start, window, lo, hi, all_from = query_tile(
@@ -176,12 +163,14 @@ def _forward_tile(
         aged, begin, end = in_chunk(q, log_decay, oldest + chunk, chunks - 1 - chunk, lo, hi, CHUNK)
         acc, total, top = _span(
             acc, total, top, aged, keys, v, WHICH, batch, h // group, begin, end, all_from, first, i, start, slope,
-            window, LOCAL, PACKED, ONLINE, AHEAD, WIDEN, D, BM, BN,
+            window, LOCAL, PACKED, ONLINE, WIDEN, D, BM, BN,
         )  # fmt: skip
     if not ONLINE:
         top = tl.zeros([BM], tl.float32)
     out = (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + wide * out_b + h * out_h + row[:, None] * out_t + channel, out, mask=inside[:, None])
+    if LOCAL:
+        top -= slope * (i - first - BM // 2).to(tl.float32)
     tl.store(lse_ptr + (wide * heads + h) * queries + row, tl.log2(total) + top, mask=inside)
 
 
@@ -192,7 +181,7 @@ def forward_kernel(
     q_b, q_t, q_h, out_b, out_t, out_h,
     queries, num_keys, heads, first_head, num_heads, group, tiles,
     HAS_BOUNDS: tl.constexpr, WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
-    HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, AHEAD: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles * num_heads, batch): the last tiles, which see the most keys, first.
@@ -212,7 +201,7 @@ def forward_kernel(
                     _forward_tile(
                         tiles - 1 - back, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
                         starts_ptr, decay_ptr, q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
-                        WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, AHEAD, WIDEN, D, BM, BN,
+                        WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
                     )  # fmt: skip
     else:
         h = first_head + num_heads - 1 - program // tiles
@@ -222,5 +211,5 @@ def forward_kernel(
         _forward_tile(
             tiles - 1 - program % tiles, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
             starts_ptr, decay_ptr, q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
-            WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, AHEAD, WIDEN, D, BM, BN,
+            WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
         )  # fmt: skip
