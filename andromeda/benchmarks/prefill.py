@@ -152,8 +152,8 @@ def measure_ours(
     if runner.reason is not None:
         return Row(**facts, error=runner.reason), []
     try:
-        times, peak = timed(lambda: runner(ids))
-        if not runner(ids).isfinite().all():
+        times, peak, logits = timed(lambda: runner(ids))
+        if not logits.isfinite().all():
             return Row(**facts, error="not finite"), []
     except torch.cuda.OutOfMemoryError:
         return Row(**facts, error="out of memory"), []
@@ -262,8 +262,8 @@ def measure_peer(name: str, size: str, length: int) -> Row:
         facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         ids = torch.randint(preset(size).num_tokens, (1, length), device=DEVICE)
         with torch.inference_mode():
-            times, peak = timed(lambda: call(ids))
-            finite = bool(call(ids).isfinite().all())
+            times, peak, logits = timed(lambda: call(ids))
+            finite = bool(logits.isfinite().all())
     except RuntimeError as error:
         out = isinstance(error, torch.cuda.OutOfMemoryError)
         return Row(**facts, error="out of memory" if out else f"{type(error).__name__}: {error}"[:160])
@@ -274,12 +274,12 @@ def measure_peer(name: str, size: str, length: int) -> Row:
 # ---- clocks and ceilings -------------------------------------------------------------------------
 
 
-def timed(run: Callable[[], object]) -> tuple[list[float], int]:
-    """Milliseconds of each of some runs after those to warm up, and the peak of memory, bytes."""
-    run()
+def timed(run: Callable[[], Tensor]) -> tuple[list[float], int, Tensor]:
+    """Milliseconds of each of some runs after those to warm up, the peak of memory in bytes, and what came out."""
+    result = run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    return measure.times(run, SECONDS_A_ROW, apart=True), torch.cuda.max_memory_reserved()
+    return measure.times(run, SECONDS_A_ROW, apart=True), torch.cuda.max_memory_reserved(), result
 
 
 def measure_ceilings() -> Ceilings:
