@@ -227,7 +227,7 @@ def _dkv(
             D=dim_head, **tiles.options(),
         )  # fmt: skip
         for g in range(groups):
-            place = int(segment.rotated), (segment.first + g * share) // (heads // kv_heads)
+            place = int(segment.rotated), (segment.first + g) // (heads // kv_heads)
             sums.setdefault(place, []).append((dk[g], dv[g]))
     return _add_up(sums, keys, v)
 

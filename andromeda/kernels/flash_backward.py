@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from andromeda.kernels.flash_forward import chunk_decay, dot, head_slope, head_window, in_chunk, mask, query_tile
+from andromeda.kernels.flash_forward import (
+    chunk_decay,
+    dot,
+    head_and_tile,
+    head_slope,
+    head_window,
+    in_chunk,
+    mask,
+    query_tile,
+)  # fmt: skip
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -68,11 +77,10 @@ def dq_kernel(
 ):  # fmt: skip
     """Grid and shapes of the forward kernel; lse, delta (B, heads, T)."""
     batch = tl.program_id(1)
-    h = first_head + num_heads - 1 - tl.program_id(0) // tiles
+    h, tile = head_and_tile(tl.program_id(0), first_head, num_heads, tiles, LOCAL)
     first, i, row, inside, start, window, lo, hi, all_from = query_tile(
-        tiles - 1 - tl.program_id(0) % tiles, h, batch, windows_ptr, starts_ptr, queries, num_keys,
-        PACKED, HAS_WINDOWS, BM, BN,
-    )  # fmt: skip
+        tile, h, batch, windows_ptr, starts_ptr, queries, num_keys, PACKED, HAS_WINDOWS, BM, BN
+    )
     slope = head_slope(slopes_ptr, h, LOCAL)
     wide, c = batch.to(tl.int64), tl.arange(0, D)[None, :]
     q = tl.load(q_ptr + wide * q_b + h * q_h + row[:, None] * q_t + c, mask=inside[:, None], other=0.0)
@@ -150,14 +158,14 @@ def dkv_kernel(
 ):  # fmt: skip
     """Grid (key blocks * num_groups, batch): early keys, which most queries see, first.
 
-    A program sums over SHARE heads of one key/value head: q, dout (B, heads, T, D) as descriptors; lse, delta
-    (B, heads, T); dk, dv (num_groups, B, S, D) float32.
+    A program sums over SHARE heads of one key/value head, num_groups apart, so that each has wide and narrow windows:
+    q, dout (B, heads, T, D) as descriptors; lse, delta (B, heads, T); dk, dv (num_groups, B, S, D) float32.
     """
     batch = tl.program_id(1)
     member = tl.program_id(0) % num_groups
     first = tl.program_id(0) // num_groups * BN
     j = first + tl.arange(0, BN)
-    h0 = first_head + member * SHARE
+    h0 = first_head + member
     offset = num_keys - queries
     k = keys.load([WHICH, batch, h0 // group, first, 0]).reshape(BN, D)
     values = v.load([batch, h0 // group, first, 0]).reshape(BN, D)
@@ -176,7 +184,7 @@ def dkv_kernel(
         farthest = end
         if LOCAL:
             farthest = lo
-            for h in range(h0, h0 + SHARE):
+            for h in range(h0, h0 + SHARE * num_groups, num_groups):
                 farthest = tl.maximum(farthest, tl.minimum(end, last + head_window(windows_ptr, h, HAS_WINDOWS)))
         nearest = first // CHUNK
         chunks = (farthest - 1) // CHUNK - nearest + 1
@@ -186,7 +194,7 @@ def dkv_kernel(
         aged, begin, stop = in_chunk(k, log_decay, nearest + away, away, lo, end, CHUNK)
         if CHUNK > 0:
             dk = dk * tl.exp2(log_decay)  # Horner's rule, as in dq
-        for h in range(h0, h0 + SHARE):
+        for h in range(h0, h0 + SHARE * num_groups, num_groups):
             row = (batch * heads + h).to(tl.int64) * queries
             window = head_window(windows_ptr, h, HAS_WINDOWS)
             slope = head_slope(slopes_ptr, h, LOCAL)

@@ -47,6 +47,18 @@ def head_slope(slopes_ptr, h, LOCAL: tl.constexpr):
 
 
 @triton.jit
+def head_and_tile(program, first_head, num_heads, tiles, LOCAL: tl.constexpr):
+    """Of a program, the longest work first: the last tiles see the most keys.
+
+    Global heads take a tile side by side: together they read the same keys, which need not stay in the L2 cache for
+    long. Local ones take turns, the widest windows first.
+    """
+    if LOCAL:
+        return first_head + num_heads - 1 - program // tiles, tiles - 1 - program % tiles
+    return first_head + program % num_heads, tiles - 1 - program // num_heads
+
+
+@triton.jit
 def query_tile(
     tile, h, batch, windows_ptr, starts_ptr, queries, num_keys,
     PACKED: tl.constexpr, HAS_WINDOWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -184,7 +196,7 @@ def forward_kernel(
     HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles * num_heads, batch): the last tiles, which see the most keys, first.
+    """Grid (tiles * num_heads, batch).
 
     Where bounds are known there are two launches: one without the running maximum, which leaves heads with a larger
     bound alone, and for these one with it, and with few programs, since there is seldom such a head.
@@ -204,12 +216,12 @@ def forward_kernel(
                         WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
                     )  # fmt: skip
     else:
-        h = first_head + num_heads - 1 - program // tiles
+        h, tile = head_and_tile(program, first_head, num_heads, tiles, LOCAL)
         if HAS_BOUNDS:  # noqa: SIM102 - known when compiling, the other is not
             if tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND:
                 return
         _forward_tile(
-            tiles - 1 - program % tiles, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
-            starts_ptr, decay_ptr, q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
+            tile, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
+            q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
             WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
         )  # fmt: skip
