@@ -121,18 +121,6 @@ def settings(copies: int | None = None) -> list[Setting]:
     ]
 
 
-def median_ms(run: Runnable) -> float:
-    """Of replays of a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return measure.milliseconds(graph.replay)
-
-
 def check() -> float:
     """The largest error at tiny shapes, relative to the largest output.
 
@@ -155,7 +143,7 @@ def compare(size: Setting, copy: float) -> Iterator[dict[str, Any]]:
     """Ours, then SDPA; `problem` where a backend does not take the shape."""
 
     def row(contender: str, run: Runnable, read: int) -> dict[str, Any]:
-        microseconds = 1e3 * median_ms(run) / len(size.caches)
+        microseconds = 1e3 * measure.milliseconds(measure.captured(run)) / len(size.caches)
         rate = 1e6 * read / microseconds
         speed = f"{microseconds:9.1f} us {rate / 1e9:7.0f} GB/s, {rate / copy:4.0%} of a copy"
         print(f"{size.name:18} {contender:24} {speed}", flush=True)
@@ -180,10 +168,11 @@ def sweep(size: Setting, copy: float) -> list[dict[str, Any]]:
     rows = []
     for config in SWEEP:
         try:
-            microseconds = 1e3 * median_ms(size.ours(geometry(DEVICE), config)) / len(size.caches)
+            replay = measure.captured(size.ours(geometry(DEVICE), config))
         except Exception as reason:  # noqa: BLE001  what a candidate asks for may be more than the device has
             print(f"{config}: {type(reason).__name__}: {str(reason).splitlines()[0]}", flush=True)
             continue
+        microseconds = 1e3 * measure.milliseconds(replay) / len(size.caches)
         share = 1e6 * size.bytes_read / microseconds / copy
         rows.append({"setting": size.name, **dataclasses.asdict(config), "us": microseconds, "of_copy": share})
     rows.sort(key=lambda row: row["us"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,8 +55,8 @@ def measured(tokens: int, heads: int, local: int, dim_head: int, copy: float) ->
     for name, way in ways.items():
         error = max(float((a - b).norm() / b.norm()) for a, b in zip(gradients(way), truth, strict=True))
         measure.require(f"preparation, {name}", error, 2e-2 if CUDA else 1e-4)
-        ms = measure.milliseconds(lambda way=way: gradients(way))  # type: ignore[misc]
-        kernels = sum(measure.by_kernel(lambda way=way: gradients(way)).values()) if CUDA else None  # type: ignore[misc]
+        ms = measure.milliseconds(partial(gradients, way))
+        kernels = sum(measure.by_kernel(partial(gradients, way)).values()) if CUDA else None
         rows.append({"way": name, "ms": ms, "kernels_ms": kernels, "times_floor": ms / floor, "error": error})
         alone = "" if kernels is None else f" (kernels alone {kernels:.3f})"
         print(f"preparation, {name:16} {ms:8.3f} ms{alone} both ways, {ms / floor:.2f} x its floor", flush=True)

@@ -72,14 +72,19 @@ def test_queries_and_keys_are_those_of_the_formulas(rotary: Rotary | None, offse
     want_q = F.normalize(q.cpu().double(), dim=-1) * q_gain.cpu() * 3.0
     want_q = torch.cat([want_q[:, :, :2], want_q[:, :, 2:] * sharpened], dim=2)
     want_k = F.normalize(k.cpu().double(), dim=-1) * k_gain.cpu()
-    torch.testing.assert_close(keys[0, :, 0, offset:].cpu().double(), want_k[:, :, 0], atol=2e-6, rtol=2e-6)
+    assert_rounded(keys[0, :, 0, offset:], want_k[:, :, 0])
     assert keys[:, :, :, :offset].isnan().all()
     if rotary is not None:
         angle, decay = angle_and_decay(rotary, position)
         want_q = torch.cat([turned(want_q[:, :, : rotary.heads], angle, decay), want_q[:, :, rotary.heads :]], dim=2)
         want = turned(want_k, angle, -decay)
-        torch.testing.assert_close(keys[1, :, 0, offset:].cpu().double(), want[:, :, 0], atol=2e-6, rtol=4e-6)
-    torch.testing.assert_close(got_q.cpu().double(), want_q, atol=4e-6, rtol=4e-6)
+        assert_rounded(keys[1, :, 0, offset:], want[:, :, 0])
+    assert_rounded(got_q, want_q)
+
+
+def assert_rounded(x: Tensor, wanted: Tensor) -> None:
+    """To float32's rounding of the largest: a rotated channel may be a small difference of large products."""
+    torch.testing.assert_close(x.cpu().double(), wanted, atol=1e-6 * float(wanted.abs().max()), rtol=4e-6)
 
 
 @pytest.mark.parametrize(("kv_heads", "normalise"), [(1, True), (4, True), (1, False)])
