@@ -1,16 +1,13 @@
 """Text files -> documents -> token ids: one array in a file, memory-mapped.
 
 Kinds of file: .txt and .md, where a file is a document; .jsonl, where a line is an object with the document in `text`.
-Each may be compressed, with .gz or .xz behind the name.
+Each may be compressed, with .gz, .xz or .zst behind the name.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import lzma
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from andromeda.atomic import atomic_directory
+from andromeda.data import files
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 
@@ -28,7 +26,6 @@ Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 WHOLE_FILE = (".txt", ".md")
 KINDS = (*WHOLE_FILE, ".jsonl")
-OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 BATCH_CHARACTERS = 1 << 20  # documents that are tokenised together
 TOKENS, FACTS = "tokens.npy", "corpus.json"
 FORMAT_VERSION = 1
@@ -70,7 +67,7 @@ def check_paths(paths: Sequence[str | Path]) -> None:
         if not path.is_file():
             raise AndromedaError(
                 f"{path}: no such file (looked for in {Path.cwd()}); "
-                f"name text files ({', '.join(KINDS)}, or these with .gz or .xz)"
+                f"name text files ({', '.join(KINDS)}, or these with {_or(files.COMPRESSED)})"
             )
 
 
@@ -94,46 +91,33 @@ def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
     check_paths(paths)
     for path in map(Path, paths):
         read = _read_whole if _kind(path) in WHOLE_FILE else _read_lines
-        try:
-            with _open(path) as file:
-                yield from (text for text in read(path, file) if text and not text.isspace())
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise AndromedaError(f"{path}: cannot be decompressed ({error}); fetch the file again") from error
-        except OSError as error:
-            raise AndromedaError(f"{path}: cannot be read: {error.strerror or error}") from error
+        with files.opened(path) as file:
+            yield from (text for text in read(path, file) if text and not text.isspace())
 
 
 def _kind(path: Path) -> str:
-    name = Path(path.stem) if path.suffix in OPENERS else path
-    if name.suffix not in KINDS:
-        raise AndromedaError(f"{path}: unknown kind of file; use {', '.join(KINDS)}, or these with .gz or .xz behind")
-    return name.suffix
+    found = files.kind(path)
+    if found not in KINDS:
+        raise AndromedaError(
+            f"{path}: unknown kind of file; use {', '.join(KINDS)}, or these with {_or(files.COMPRESSED)} behind"
+        )
+    return found
 
 
-def _open(path: Path) -> IO[bytes]:
-    opened: IO[bytes] = OPENERS.get(path.suffix, open)(path, "rb")
-    return opened
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _read_whole(path: Path, file: IO[bytes]) -> Iterator[str]:
-    yield _decode(file.read(), str(path))
+    yield files.decode(file.read(), str(path))
 
 
 def _read_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         where = f"{path}, line {number}"
-        text = _decode(line, where)
+        text = files.decode(line, where)
         if text and not text.isspace():
             yield _text_of(text, where)
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AndromedaError(
-            f"{where}: not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}); convert it, with iconv say"
-        ) from error
 
 
 def _text_of(line: str, where: str) -> str:
@@ -144,14 +128,7 @@ def _text_of(line: str, where: str) -> str:
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         found = f"an object with {', '.join(value) or 'nothing'}" if isinstance(value, dict) else type(value).__name__
         raise AndromedaError(f"{where}: has no `text` that is a string (found: {found}); put the document there")
-    text: str = value["text"]
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise AndromedaError(
-            f"{where}: `text` is not valid Unicode (a lone surrogate at character {error.start}); drop the line"
-        ) from error
-    return text
+    return files.check_unicode(value["text"], where, "`text`")
 
 
 # ---- token ids -----------------------------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""Files, compressed or not: their bytes, lines and text, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from andromeda.errors import AndromedaError
+
+COMPRESSED = (".gz", ".xz", ".zst")
+BLOCK = 1 << 20  # bytes
+
+
+def kind(path: Path) -> str:
+    """The suffix, that of a compression left out: .jsonl of poems.jsonl.xz."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, decompressed.
+
+    Raises:
+        AndromedaError: it cannot be read or decompressed, here or within the block, or that takes a package.
+    """
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+    damaged: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+    if path.suffix == ".zst":
+        zstd = _zstd(path)
+        openers[".zst"], damaged = zstd.open, (*damaged, zstd.ZstdError)
+    try:
+        with openers.get(path.suffix, open)(path, "rb") as file:
+            yield file
+    except damaged as error:
+        raise AndromedaError(f"{path}: cannot be decompressed ({error}); fetch the file again") from error
+    except OSError as error:
+        raise AndromedaError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _zstd(path: Path) -> Any:
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError as error:
+        raise AndromedaError(f"{path}: needs a package for .zst; pip install 'andromeda-lm[data]'") from error
+    return zstd
+
+
+def lines(file: IO[bytes], longest: int) -> Iterator[bytes | None]:
+    """The lines of a file with their ends; None for one above `longest` bytes, which is never held as a whole."""
+    while line := file.readline(longest + 1):
+        if len(line) <= longest:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(BLOCK)
+        yield None
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8, without a byte order mark.
+
+    Raises:
+        AndromedaError: it is something else; `where` says of what.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AndromedaError(
+            f"{where}: not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}); convert it, with iconv say"
+        ) from error
+
+
+def check_unicode(text: str, where: str, name: str) -> str:
+    """The text itself.
+
+    Raises:
+        AndromedaError: it holds a lone surrogate, which JSON can spell and UTF-8 cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AndromedaError(
+            f"{where}: {name} is not valid Unicode (a lone surrogate at character {error.start}); drop the line"
+        ) from error
+    return text
