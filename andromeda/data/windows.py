@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from andromeda.data.permutation import hashed, shuffled
 from andromeda.data.text import Tokens
 from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
-
-FEISTEL_ROUNDS = 8
 
 
 class Batch(NamedTuple):
@@ -61,7 +59,7 @@ class TokenWindows:
         epoch, index = divmod(number, len(self))
         window = shuffled(index, len(self), f"order {self.seed} {epoch}")
         begin = window * self.seq_len
-        start = begin + _hash(f"offset {self.seed} {epoch}") % len(self.tokens)
+        start = begin + hashed(f"offset {self.seed} {epoch}") % len(self.tokens)
         places = np.arange(start, start + self.seq_len + 1)
         ids = np.take(self.tokens, places, mode="wrap").astype(np.int64)
         return ids, min(self.seq_len, len(self.tokens) - begin)
@@ -98,23 +96,3 @@ def validation_batches(
 def document_numbers(ids: Tensor, end_of_text: int) -> Tensor:
     """(B, T) ids -> (B, T) numbers that grow by one at every end-of-text token, which begins a document."""
     return (ids == end_of_text).cumsum(1)
-
-
-def shuffled(index: int, size: int, key: str) -> int:
-    """Where `index` goes in a permutation of range(size) that the key chooses, in constant memory.
-
-    A Feistel network over the smallest 4^k >= size, walked until it comes back inside (Black and Rogaway 2002).
-    """
-    half = ((size - 1).bit_length() + 1) // 2 or 1
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for number in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (_hash(f"{key} {number} {right}") & mask)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andromeda.data.windows import TokenWindows, document_numbers, shuffled, validation_batches
+from andromeda.data.windows import TokenWindows, document_numbers, validation_batches
 from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
 
@@ -52,19 +51,6 @@ def test_order_and_borders_change_with_the_epoch_and_the_seed() -> None:
     for order in starts.values():
         neighbours = sum((b - a) % 1000 == 10 for a, b in pairwise(order))
         assert neighbours < 10  # 1 in 100 by chance
-
-
-@given(size=st.integers(1, 400), key=st.text(max_size=5))
-def test_shuffled_is_a_permutation(size: int, key: str) -> None:
-    assert sorted(shuffled(index, size, key) for index in range(size)) == list(range(size))
-
-
-def test_every_permutation_of_four_is_about_as_frequent() -> None:
-    keys = 4800
-    counts = Counter(tuple(shuffled(index, 4, str(key)) for index in range(4)) for key in range(keys))
-    expected = keys / 24
-    assert len(counts) == 24
-    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 49.7  # chi-squared, 23 df, p = 0.001
 
 
 def test_documents_are_numbered_from_the_end_of_text_that_begins_them() -> None:
