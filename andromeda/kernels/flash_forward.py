@@ -11,10 +11,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Up to this bound (nats) 2^logit neither overflows in a float32 sum over millions of keys, nor does the key a query
-# holds for itself vanish, with 32 slopes of ALiBi to spare either way, so the running maximum is left out. (bfloat16
-# has that range too, float16 has not.)
+# Up to this bound (nats), and up to MAX_ALIBI more either way at half a tile's distance, 2^logit neither overflows in a
+# float32 sum over millions of keys, nor does the key a query holds for itself vanish, so the running maximum is left
+# out. (bfloat16 has that range too, float16 has not.)
 MAX_BOUND = tl.constexpr(40.0)
+MAX_ALIBI = tl.constexpr(32.0)
 LOG2_E = tl.constexpr(1.4426950408889634)
 NO_WINDOW = tl.constexpr(2**30)
 
@@ -51,7 +52,7 @@ def head_and_tile(program, first_head, num_heads, tiles, LOCAL: tl.constexpr):
     """Of a program, the longest work first: the last tiles see the most keys.
 
     Global heads take a tile side by side: together they read the same keys, which need not stay in the L2 cache for
-    long. Local ones take turns, the widest windows first.
+    long. Local ones take turns, the last first: of a power of two of them it has the widest window.
     """
     if LOCAL:
         return first_head + num_heads - 1 - program // tiles, tiles - 1 - program % tiles
@@ -114,6 +115,15 @@ def mask(i, j, start, window, LOCAL: tl.constexpr, PACKED: tl.constexpr):
     if PACKED:
         seen = seen & (j >= start)
     return seen
+
+
+@triton.jit
+def _needs_maximum(bounds_ptr, slopes_ptr, h, LOCAL: tl.constexpr, BM: tl.constexpr):
+    """Whether the logits of head h may leave float32's range."""
+    needs = tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND
+    if LOCAL:
+        needs = needs | (tl.load(slopes_ptr + h).to(tl.float32) * (BM // 2) > MAX_ALIBI)
+    return needs
 
 
 @triton.jit
@@ -198,8 +208,8 @@ def forward_kernel(
 ):  # fmt: skip
     """Grid (tiles * num_heads, batch).
 
-    Where bounds are known there are two launches: one without the running maximum, which leaves heads with a larger
-    bound alone, and for these one with it, and with few programs, since there is seldom such a head.
+    Where bounds are known there are two launches: one without the running maximum, which leaves heads that need it
+    alone, and for these one with it, and with few programs, since there is seldom such a head.
 
     q, out (B, T, heads, D); keys (1 or 2, B, kv_heads, S, D) and v (B, kv_heads, S, D) as tensor descriptors;
     lse (B, heads, T), base 2.
@@ -208,7 +218,7 @@ def forward_kernel(
     if HAS_BOUNDS and ONLINE:
         for n in range(num_heads):
             h = first_head + num_heads - 1 - n
-            if tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND:
+            if _needs_maximum(bounds_ptr, slopes_ptr, h, LOCAL, BM):
                 for back in range(program, tiles, tl.num_programs(0)):
                     _forward_tile(
                         tiles - 1 - back, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
@@ -218,7 +228,7 @@ def forward_kernel(
     else:
         h, tile = head_and_tile(program, first_head, num_heads, tiles, LOCAL)
         if HAS_BOUNDS:  # noqa: SIM102 - known when compiling, the other is not
-            if tl.load(bounds_ptr + h).to(tl.float32) > MAX_BOUND:
+            if _needs_maximum(bounds_ptr, slopes_ptr, h, LOCAL, BM):
                 return
         _forward_tile(
             tile, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr, starts_ptr, decay_ptr,

@@ -148,12 +148,13 @@ def test_half_precision_has_the_range_for_the_largest_logits() -> None:
     assert relative_error(flash.flash_attention(q.half(), k.half(), v.half(), case.geometry()), truth) < 0.01
 
 
+@pytest.mark.parametrize("slope", [1.0, 4.0])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_bound_goes_without_a_running_maximum(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits of 40 or -40 at the query's own key, the steepest slope, tiles as large as a GPU's."""
+def test_no_logit_leaves_the_range(sign: int, slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 or -40 at the query's own key, tiles as large as a GPU's: the most that does without a maximum, and steeper."""
     plan = flash.INTERPRETED_PLAN
     monkeypatch.setattr(flash, "INTERPRETED_PLAN", replace(plan, forward=replace(plan.forward, queries=64)))
-    case = Case(queries=192, bound=40.0, slope=1.0, heads=1, local=1, rotated=0, xpos_scale=None, windowed=False)
+    case = Case(queries=192, bound=40.0, slope=slope, heads=1, local=1, rotated=0, xpos_scale=None, windowed=False)
     xs = case.inputs()
     xs[0] = (sign * 40.0 * xs[1].detach()).requires_grad_()
     doubles = [x.detach().double().requires_grad_() for x in xs]
@@ -161,6 +162,19 @@ def test_the_largest_bound_goes_without_a_running_maximum(sign: int, monkeypatch
     ours = outputs_and_gradients(flash.flash_attention, xs, case.geometry())
     for which in (0, 3):  # out and dv; those of q and k are nothing but rounding where one key has all the weight
         assert relative_error(ours[which], truth[which]) < 1e-5
+
+
+@pytest.mark.parametrize("share", [2, 4])
+@pytest.mark.parametrize("documents", [1, 3])
+def test_heads_that_share_a_program_add_up(share: int, documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the gradients of keys and values, over several chunks of xPos; short sequences share nothing otherwise."""
+    monkeypatch.setattr(flash, "_share", lambda count, _: min(count, share))
+    case = Case(
+        batch=2, queries=90, before=31 * (documents == 1), local=4, rotated=4, documents=documents, xpos_scale=5.0
+    )
+    truth = outputs_and_gradients(reference_attention, case.inputs(torch.float64), case.geometry())
+    for x, t in zip(outputs_and_gradients(flash.flash_attention, case.inputs(), case.geometry()), truth, strict=True):
+        assert relative_error(x, t) < 3e-6
 
 
 @settings(max_examples=10)
