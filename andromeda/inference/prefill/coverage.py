@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import torch
 
 from andromeda.config import AndromedaConfig
+from andromeda.kernels.launch import HAS_TRITON
 
 PRECISIONS = ("fp32", "bf16", "fp8")
 
@@ -24,7 +24,7 @@ def heads_in_fp8(config: AndromedaConfig) -> int:
 def why_not(config: AndromedaConfig, precision: str, device: torch.device) -> str | None:
     """Why the kernels cannot run a model there; None: they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed"
     if device.type != "cuda" and not interpreted:
         return f"the model is on {device.type}, and the kernels need a CUDA device"
