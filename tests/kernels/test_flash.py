@@ -151,7 +151,7 @@ def test_half_precision_has_the_range_for_the_largest_logits() -> None:
 @pytest.mark.parametrize("slope", [1.0, 4.0])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_no_logit_leaves_the_range(sign: int, slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 or -40 at the query's own key, tiles as large as a GPU's: the most that does without a maximum, and steeper."""
+    """40 or -40 at the query's own key, tiles as large as a GPU's; the most that does without a maximum; steeper."""
     plan = flash.INTERPRETED_PLAN
     monkeypatch.setattr(flash, "INTERPRETED_PLAN", replace(plan, forward=replace(plan.forward, queries=64)))
     case = Case(queries=192, bound=40.0, slope=slope, heads=1, local=1, rotated=0, xpos_scale=None, windowed=False)
