@@ -1,6 +1,6 @@
 """One command: `andromeda VERB`. Each verb is a typed function of `andromeda.commands`, whose docstring is its help.
 
-`bench` is a group of such functions, each with flags of its own: `andromeda bench SUBJECT`.
+`bench` and `data` are groups of such functions, each with flags of its own: `andromeda bench SUBJECT`.
 
 The flags come from the signature, by argparse: it says in one line what is wrong with one, takes --max-new-tokens and
 `--stop A --stop B`, and starts at once.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from andromeda import __version__
-from andromeda.commands import bench
+from andromeda.commands import bench, data
 from andromeda.commands.chat import chat
 from andromeda.commands.evaluate import evaluate
 from andromeda.commands.generate import generate
@@ -42,8 +42,9 @@ class Group:
 
 
 BENCH = Group("Measures speed and memory beside ceilings and peers.", "SUBJECT", bench.SUBJECTS)
+DATA = Group("Builds what training reads from text, and shows what a build holds.", "VERB", data.SUBJECTS)
 VERBS: dict[str, Verb | Group] = {
-    "train": train, "generate": generate, "chat": chat, "info": info, "eval": evaluate, "bench": BENCH,
+    "data": DATA, "train": train, "generate": generate, "chat": chat, "info": info, "eval": evaluate, "bench": BENCH,
 }  # fmt: skip
 
 CHOSEN = "verb and its parser"  # no parameter has such a name

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from andromeda.atomic import atomic_directory
 from andromeda.data import files
+from andromeda.data.store import batched
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 
@@ -186,7 +187,7 @@ def _write(folder: Path, paths: Sequence[str | Path], tokenizer: Tokenizer, key:
     num_tokens = num_documents = num_bytes = 0
     with (folder / TOKENS).open("wb") as file:
         _write_header(file, dtype, num_tokens)
-        for texts in _batches(read_documents(paths)):
+        for texts in batched(read_documents(paths), BATCH_CHARACTERS, len):
             for ids in tokenizer.encode_batch(texts):
                 file.write(np.array([tokenizer.eos_id, *ids], dtype).tobytes())
                 num_tokens += 1 + len(ids)
@@ -203,16 +204,3 @@ def _write(folder: Path, paths: Sequence[str | Path], tokenizer: Tokenizer, key:
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], length: int) -> None:
     """numpy leaves room in the header for the array to grow, so its size does not depend on the length."""
     npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

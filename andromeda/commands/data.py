@@ -1,0 +1,149 @@
+"""`andromeda data VERB`: from text to what training reads, and what a build holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from andromeda.commands.output import count, plain_console, plain_table, plural, say
+from andromeda.errors import AndromedaError
+
+if TYPE_CHECKING:
+    from andromeda.data.build import Advance
+    from andromeda.data.stream import Sequence, Stream
+
+
+def build(spec: str, out: str, *, corpus: str = ".") -> None:
+    """Builds tokens, packed sequences and their order from text, or goes on where it was stopped.
+
+    The same spec and text give the same bytes.
+
+    Args:
+        spec: YAML file, such as recipes/data/small.yaml.
+        out: a new directory.
+        corpus: the folder that the spec's files are in.
+    """
+    from andromeda.data.build import build as build_data
+    from andromeda.data.spec import read_spec
+
+    plan = read_spec(spec)
+    if not Path(corpus).is_dir():
+        raise AndromedaError(f"--corpus {corpus}: no such folder; name the one that the spec's files are in")
+    with _progress() as advance:
+        manifest = build_data(plan, Path(corpus), Path(out), advance)
+    tokens = sum(facts["num_tokens"] for facts in manifest["sources"].values())
+    sequences = plural(manifest["num_sequences"], "sequence")
+    say(f"{out}: {count(tokens)} tokens of {plural(len(manifest['sources']), 'source')}, {sequences} in training")
+    for name, facts in manifest["sources"].items():
+        for reason, number in facts["unread"].items():
+            say(f"{name}: {plural(number, 'record')} left out: {reason} (listed in sources/{name}/unread.txt)")
+
+
+def verify(out: str) -> None:
+    """Compares every file of a build with its manifest.
+
+    Args:
+        out: the directory of the build.
+    """
+    from andromeda.data.build import read_manifest
+    from andromeda.data.build import verify as verify_data
+
+    manifest = read_manifest(Path(out))
+    problems = verify_data(Path(out))
+    if problems:
+        raise AndromedaError(f"{out}: {'; '.join(problems)}; build it again in a new directory")
+    say(f"{out}: {plural(len(manifest['files']), 'file')} as built")
+
+
+def stats(out: str) -> None:
+    """What a build holds: documents, tokens and what was left out by source, sequences and padding by stage.
+
+    Args:
+        out: the directory of the build.
+    """
+    from andromeda.data.stream import Stream
+
+    stream, console = Stream(out), plain_console()
+    sources = plain_table("source", "documents", "tokens", "bytes a token", "left out", "licence")
+    for name, facts in stream.manifest["sources"].items():
+        density, left_out = facts["num_bytes"] / max(1, facts["num_tokens"]), sum(facts["unread"].values())
+        figures = f"{facts['num_documents']:,}", f"{facts['num_tokens']:,}", f"{density:.2f}", f"{left_out:,}"
+        sources.add_row(name, *figures, facts["licence"])
+    stages = plain_table("stage", "source", "tokens a sequence", "sequences", "share", "padding")
+    for stage, counts in zip(stream.mix.stages, stream.mix.counts, strict=True):
+        for name, number in zip(stream.mix.sources, counts.tolist(), strict=True):
+            if number:
+                padding = stream.packings[name, stage.seq_len].padding_share
+                shares = f"{number:,}", f"{number / counts.sum():.1%}", f"{padding:.2%}"
+                stages.add_row(stage.name, name, f"{stage.seq_len:,}", *shares)
+    console.print(sources)
+    console.print()
+    console.print(stages)
+
+
+def show(out: str, *, sequence: int = 0) -> None:
+    """Prints a training sequence: the very tokens that training reads, as text, with sources and borders.
+
+    Args:
+        out: the directory of the build.
+        sequence: its number in the stream.
+    """
+    from andromeda.data.stream import Stream
+
+    stream = Stream(out)
+    if not 0 <= sequence < len(stream):
+        raise AndromedaError(f"--sequence {sequence}: {out} holds 0 to {len(stream) - 1:,}")
+    _print(stream, sequence, stream.sequence(sequence))
+
+
+def _print(stream: Stream, number: int, shown: Sequence) -> None:
+    from andromeda.model import IGNORED
+
+    say(
+        f"sequence {number:,}: stage {shown.stage}, source {shown.source}, epoch {shown.epoch}, "
+        f"{plural(len(shown.ids), 'token')}"
+    )
+    for piece in shown.pieces:
+        part = slice(piece.first, piece.end)
+        learned = int((shown.targets[part] != IGNORED).sum())
+        begun = f" from its token {piece.start:,}" if piece.start else ""
+        say(
+            f"--- tokens {piece.first:,} to {piece.end - 1:,}: {stream.where(piece)}{begun}, "
+            f"{learned:,} of {piece.end - piece.first:,} targets learned"
+        )
+        say(stream.tokenizer.decode(shown.ids[part].tolist(), skip_special=False))
+    padding = len(shown.ids) - (shown.pieces[-1].end if shown.pieces else 0)
+    if padding:
+        say(f"--- {plural(padding, 'token')} of padding")
+
+
+@contextmanager
+def _progress() -> Iterator[Advance]:
+    """A line for each source: documents and bytes a second."""
+    from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    documents, num_bytes, tasks = Counter[str](), Counter[str](), dict[str, TaskID]()
+    bar = Progress(
+        TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=plain_console(stderr=True)
+    )
+
+    def advance(source: str, more_documents: int, more_bytes: int) -> None:
+        bar.start()  # not before there is something to say
+        task = tasks[source] = tasks[source] if source in tasks else bar.add_task(source, total=None)
+        documents[source] += more_documents
+        num_bytes[source] += more_bytes
+        seconds = max(1e-3, bar.tasks[bar.task_ids.index(task)].elapsed or 0.0)
+        rates = f"{documents[source] / seconds:,.0f} documents/s, {num_bytes[source] / seconds / 1e6:.1f} MB/s"
+        bar.update(task, description=f"{source}: {plural(documents[source], 'document')}, {rates}")
+
+    try:
+        yield advance
+    finally:
+        if tasks:
+            bar.stop()
+
+
+SUBJECTS: dict[str, Callable[..., None]] = {"build": build, "verify": verify, "stats": stats, "show": show}
