@@ -23,9 +23,10 @@ from typing import IO, Any
 import numpy as np
 
 from andromeda.atomic import atomic_directory, replace_file
+from andromeda.data.fields import Document
 from andromeda.data.mix import Mix
 from andromeda.data.pack import pack
-from andromeda.data.sources import Document, Source, Unread
+from andromeda.data.sources import Source, Unread
 from andromeda.data.spec import Spec
 from andromeda.data.store import FACTS, Encoded, Store, batched, write_store
 from andromeda.errors import AndromedaError

@@ -8,7 +8,7 @@
       short: {seq_len: 2048, proportions: {verse: 3, sums: 1}, max_epochs: {verse: 2, sums: 4}}
       long: {seq_len: 8192, epochs: {verse: 1}}
 
-Keys of a source: see `sources.Source` and `sources.Fields`; of a stage: see `mix.Stage`.
+Keys of a source: see `sources.Source` and `fields.Fields`; of a stage: see `mix.Stage`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Any
 
 import yaml
 
+from andromeda.data.fields import Fields
 from andromeda.data.mix import Stage, exact
-from andromeda.data.sources import Fields, Source
+from andromeda.data.sources import Source
 from andromeda.errors import AndromedaError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andromeda.data import files, sources
-from andromeda.data.sources import Document, Fields, Source, Unread
+from andromeda.data.fields import BadRecordError, Document, Fields
+from andromeda.data.sources import Source, Unread
 from andromeda.errors import AndromedaError
 
 TIGER: dict[str, Any] = {"title": "The Tyger", "text": "Tyger Tyger, burning bright,", "year": 1794}
@@ -104,8 +105,42 @@ def test_conversations(tmp_path: Path) -> None:
         {"role": "assistant", "content": "4"},
     )  # fmt: skip
     with_tools, without = read(tmp_path, "b.jsonl", messages="said", tools="tools")
-    assert with_tools == Document("b.jsonl:1", messages=tuple(messages), tools=tuple(tools))
+    wrapped = {"type": "function", "function": tools[0]}
+    assert with_tools == Document("b.jsonl:1", messages=tuple(messages), tools=(wrapped,))
     assert without == Document("b.jsonl:2", messages=tuple(messages))
+
+
+def test_calls_and_results_come_in_one_form() -> None:
+    said = [
+        {"role": "user", "content": "A table?"},
+        {"role": "assistant", "tool_call": {"name": "find", "arguments": {"n": 2}}},
+        {"role": "tool", "name": "find", "content": [{"place": "Café"}]}, {"role": "assistant", "content": "Found."},
+    ]  # fmt: skip
+    document = Fields(messages="said").document({"said": said}, "here")
+    call = {"type": "function", "function": {"name": "find", "arguments": {"n": 2}}}
+    assert document.messages == (
+        said[0], {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '[{"place": "Café"}]'}, said[3],
+    )  # fmt: skip
+    again = Fields(messages="said").document({"said": list(document.messages)}, "here")
+    assert again.messages == document.messages
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "poet", "content": "a"}, "unknown role"), ({"role": "user"}, "empty message"),
+        ({"role": "user", "content": "a", "image": "b"}, "unknown key of a message"),
+        ({"role": "user", "content": ["a"]}, "content is no text"),
+        ({"role": "user", "tool_call": {"name": "a"}}, "call by another"),
+        ({"role": "assistant", "tool_calls": [{"arguments": {}}]}, "bad call"),
+        ({"role": "assistant", "tool_calls": [{"name": "a", "arguments": 3}]}, "bad call"),
+    ],
+)  # fmt: skip
+def test_nothing_of_a_message_is_lost_in_silence(message: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRecordError) as raised:
+        Fields(messages="said").document({"said": [message]}, "here")
+    assert raised.value.reason == reason
 
 
 @pytest.mark.parametrize(
