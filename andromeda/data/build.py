@@ -1,7 +1,7 @@
 """A spec and a corpus folder -> a directory that training reads: documents as tokens, packed, and a manifest of it all.
 
     manifest.json          written last: without it there is no build
-    spec.yaml              as it was given
+    spec.yaml, build.key   the spec as it was given, and what this is a build of
     tokenizer/             tokenizer.json and its like
     sources/NAME/          see `store`; what could not be read stands in unread.txt
     packs/NAME-LENGTH/     see `pack`: offsets.npy, documents.npy, starts.npy, lengths.npy
@@ -33,7 +33,7 @@ from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST, SPEC, OWNER = "manifest.json", "spec.yaml", "build.key"
 BATCH_CHARACTERS = 1 << 20  # documents that are tokenised together
 UNREAD = "unread.txt"
 PACK_ARRAYS = ("offsets", "documents", "starts", "lengths")
@@ -88,6 +88,8 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance) -> dict[str, An
     manifest_path = out / MANIFEST
     if manifest_path.is_file():
         return read_manifest(out)
+    if not (out / SPEC).is_file():
+        replace_file(out / SPEC, spec.text)
     tokenizer = _tokenizer(spec, corpus, out)
     for source in spec.sources:
         _build_source(source, corpus, out / "sources" / source.name, tokenizer, keys[source.name], advance)
@@ -124,28 +126,21 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise AndromedaError(f"{out}: holds no {MANIFEST}; build it with `andromeda data build`, to the end") from error
     except (OSError, ValueError) as error:
         raise AndromedaError(f"{out / MANIFEST}: cannot be read: {error}; build it again") from error
-    if manifest.get("format") != FORMAT:
-        raise AndromedaError(
-            f"{out}: was built in format {manifest.get('format')}, this reads {FORMAT}; build it again"
-        )
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise AndromedaError(f"{out / MANIFEST}: is of format {found}, this reads {FORMAT}; build it again")
     return manifest
 
 
-def verify(out: Path, advance: Callable[[int], None] = lambda _: None) -> list[str]:
-    """What is wrong with the files of a build, a line each; nothing: they are what was built.
-
-    Args:
-        advance: called with the bytes of each file that was looked at.
-    """
+def verify(out: Path) -> list[str]:
+    """What is wrong with the files of a build, a line each; nothing: they are what was built."""
     manifest, problems = read_manifest(out), []
     for name, expected in manifest["files"].items():
         path = out / name
         if not path.is_file():
             problems.append(f"{name}: is missing")
-            continue
-        if _sha256(path) != expected:
+        elif _sha256(path) != expected:
             problems.append(f"{name}: is not what was built")
-        advance(path.stat().st_size)
     known = set(manifest["files"])
     problems += [
         f"{name}: was not built" for path in _files(out) if (name := path.relative_to(out).as_posix()) not in known
@@ -158,8 +153,8 @@ def verify(out: Path, advance: Callable[[int], None] = lambda _: None) -> list[s
 
 def _claim(out: Path, key: str) -> None:
     """Makes `out` the directory of this build."""
-    owner = out / "build.key"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    owner = out / OWNER
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         if not owner.is_file():
             raise AndromedaError(f"{out}: holds something else; name a new directory")
         if owner.read_text(encoding="utf-8").strip() != key:
@@ -185,7 +180,6 @@ def _tokenizer(spec: Spec, corpus: Path, out: Path) -> Tokenizer:
             made = Tokenizer.load(spec.tokenizer_path)
         with atomic_directory(folder, replaceable=lambda _: False) as new:
             made.save(new)
-        replace_file(out / "spec.yaml", spec.text)
     return Tokenizer.load(folder)
 
 
@@ -283,5 +277,6 @@ def _sha256(path: Path) -> str:
 
 
 def _files(out: Path) -> Iterable[Path]:
-    """All of a build but the manifest, which names them."""
-    return sorted(path for path in out.rglob("[!.]*") if path.is_file() and path != out / MANIFEST)
+    """All of a build but the manifest, which names them, and what a killed writer left."""
+    found = (path for path in out.rglob("*") if path.is_file() and path != out / MANIFEST)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(out).parts))

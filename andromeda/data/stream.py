@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from andromeda.data.build import PACK_ARRAYS, read_manifest, verify
-from andromeda.data.mix import Mix
+from andromeda.data.build import PACK_ARRAYS, SPEC, read_manifest, verify
+from andromeda.data.mix import Mix, Stage
 from andromeda.data.pack import Packing
-from andromeda.data.spec import parse_spec
+from andromeda.data.spec import read_spec
 from andromeda.data.store import Store
 from andromeda.data.windows import Batch
 from andromeda.errors import AndromedaError
@@ -84,7 +84,7 @@ class Stream:
         self.manifest = read_manifest(self.folder)
         if check and (problems := verify(self.folder)):
             raise AndromedaError(f"{self.folder}: {problems[0]}; build it again")
-        self.spec = parse_spec((self.folder / "spec.yaml").read_text(encoding="utf-8"), str(self.folder / "spec.yaml"))
+        self.spec = read_spec(self.folder / SPEC)
         self.stores = {name: Store(self.folder / "sources" / name) for name in self.manifest["sources"]}
         lengths = dict.fromkeys((name, stage.seq_len) for stage in self.spec.stages for name in stage.sources)
         self.packings = {key: self._packing(*key) for key in lengths}
@@ -106,7 +106,7 @@ class Stream:
             IndexError: there is no such sequence.
         """
         stage, source, epoch, sequence = (int(value[0]) for value in self.mix.draws(number, 1))
-        return self._assembled(self.mix.stages[stage].name, self.mix.sources[source], epoch, sequence)
+        return self._assembled(self.mix.stages[stage], self.mix.sources[source], epoch, sequence)
 
     def where(self, piece: Piece) -> str:
         """The file and line of a piece's document."""
@@ -124,7 +124,7 @@ class Stream:
         if len(lengths) != 1:
             raise AndromedaError(f"{self.folder}: sequences {first} to {first + count - 1} are of several lengths")
         drawn = [
-            self._assembled(self.mix.stages[stage].name, self.mix.sources[source], epoch, sequence)
+            self._assembled(self.mix.stages[stage], self.mix.sources[source], epoch, sequence)
             for stage, source, epoch, sequence in zip(*(values.tolist() for values in draws), strict=True)
         ]
 
@@ -133,9 +133,8 @@ class Stream:
 
         return Batch(stacked("ids"), stacked("targets"), stacked("documents"))
 
-    def _assembled(self, stage: str, source: str, epoch: int, number: int) -> Sequence:
-        seq_len = next(item.seq_len for item in self.mix.stages if item.name == stage)
-        store, packing = self.stores[source], self.packings[source, seq_len]
+    def _assembled(self, stage: Stage, source: str, epoch: int, number: int) -> Sequence:
+        seq_len, store, packing = stage.seq_len, self.stores[source], self.packings[source, stage.seq_len]
         ids = np.full(seq_len, self.tokenizer.eos_id, np.int64)
         targets, documents = np.full(seq_len, IGNORED, np.int64), np.zeros(seq_len, np.int64)
         pieces: list[Piece] = []
@@ -148,7 +147,7 @@ class Stream:
             pieces.append(Piece(source, document, first, end, start))
             first = end
         documents[first:] = len(pieces)
-        return Sequence(stage, source, epoch, ids, targets, documents, pieces)
+        return Sequence(stage.name, source, epoch, ids, targets, documents, pieces)
 
     def _packing(self, source: str, seq_len: int) -> Packing:
         folder = self.folder / "packs" / f"{source}-{seq_len}"

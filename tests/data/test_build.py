@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,33 @@ def test_a_build_that_failed_goes_on_to_the_same_bytes(
         read_manifest(tmp_path / "cut")
     built(corpus, tmp_path / "cut")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_build_goes_on_from_whatever_a_kill_left(corpus: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    built(corpus, whole)
+    for missing in (["manifest.json", "spec.yaml"], ["manifest.json", "spec.yaml", "build.key"]):
+        out.mkdir()
+        if "build.key" not in missing:
+            built(corpus, out)
+        (out / ".build.key.tmp-1").write_text("half")
+        (out / "sources" / ".verse.tmp-1").mkdir(parents=True)
+        (out / "sources" / ".verse.tmp-1" / "tokens-00000.bin").write_bytes(b"half")
+        for name in missing:
+            (out / name).unlink(missing_ok=True)
+        if "build.key" in missing:
+            shutil.rmtree(out / "sources")
+        assert built(corpus, out) == read_manifest(whole)
+        assert verify(out) == []
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', '"'])
+def test_a_manifest_that_is_none(corpus: Path, tmp_path: Path, content: str) -> None:
+    built(corpus, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(content)
+    with pytest.raises(AndromedaError, match=r"manifest\.json: .*; build it again"):
+        Stream(tmp_path / "out")
 
 
 def kill_and_build(corpus: Path, tmp_path: Path, times: int) -> None:
