@@ -28,7 +28,7 @@ ACTIVATION_BLOCK = 2048
 
 
 @triton.jit
-def _load_pairs(source, inside, NORMALISE: tl.constexpr, PAIRS: tl.constexpr):
+def load_pairs(source, inside, NORMALISE: tl.constexpr, PAIRS: tl.constexpr):
     """Both halves of one head, (tokens, PAIRS) float32, of unit length if so wished."""
     x1 = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     x2 = tl.load(source + PAIRS, mask=inside, other=0.0).to(tl.float32)
@@ -41,13 +41,15 @@ def _load_pairs(source, inside, NORMALISE: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _gains(gain_ptr, head, PAIRS: tl.constexpr):
+def load_gains(gain_ptr, head, PAIRS: tl.constexpr):
+    """Both halves of one head's gains, (1, PAIRS) float32."""
     at = gain_ptr + head * (2 * PAIRS) + tl.arange(0, PAIRS)
     return tl.load(at).to(tl.float32)[None, :], tl.load(at + PAIRS).to(tl.float32)[None, :]
 
 
 @triton.jit
-def _store_pairs(target, x1, x2, inside, PAIRS: tl.constexpr):
+def store_pairs(target, x1, x2, inside, PAIRS: tl.constexpr):
+    """Both halves of one head, (tokens, PAIRS) each."""
     tl.store(target, x1.to(target.dtype.element_ty), mask=inside)
     tl.store(target + PAIRS, x2.to(target.dtype.element_ty), mask=inside)
 
@@ -79,9 +81,9 @@ def _prepare_kernel(
         if LOG_N:
             sharpened = tl.maximum(tl.log((position + 1).to(tl.float32)) * log_n, 1.0)[:, None]
         for h in range(HEADS):
-            x1, x2 = _load_pairs(at_q + h * (2 * PAIRS), inside, NORMALISE, PAIRS)
+            x1, x2 = load_pairs(at_q + h * (2 * PAIRS), inside, NORMALISE, PAIRS)
             if GAINS:
-                g1, g2 = _gains(q_gain_ptr, h, PAIRS)
+                g1, g2 = load_gains(q_gain_ptr, h, PAIRS)
                 x1 *= g1
                 x2 *= g2
             factor = scale * tl.where(h >= LOCAL, sharpened, 1.0)
@@ -91,7 +93,7 @@ def _prepare_kernel(
             if ROTATED > 0:  # known when compiling, the other is not  # noqa: SIM102
                 if h < ROTATED:
                     y1, y2 = x1 * q_cos - x2 * q_sin, x2 * q_cos + x1 * q_sin
-            _store_pairs(at_out + h * (2 * PAIRS), y1, y2, inside, PAIRS)
+            store_pairs(at_out + h * (2 * PAIRS), y1, y2, inside, PAIRS)
     if KV_HEADS > 0:
         at_k = k_ptr + batch * k_b + t.to(tl.int64)[:, None] * k_t + p
         slot = keys_ptr + batch * keys_b + position.to(tl.int64)[:, None] * (2 * PAIRS) + p
@@ -99,17 +101,17 @@ def _prepare_kernel(
             growth = tl.exp2(-exponent)
             k_cos, k_sin = cos * growth, sin * growth
         for h in range(KV_HEADS):
-            x1, x2 = _load_pairs(at_k + h * (2 * PAIRS), inside, NORMALISE, PAIRS)
+            x1, x2 = load_pairs(at_k + h * (2 * PAIRS), inside, NORMALISE, PAIRS)
             if GAINS:
-                g1, g2 = _gains(k_gain_ptr, h, PAIRS)
+                g1, g2 = load_gains(k_gain_ptr, h, PAIRS)
                 x1 *= g1
                 x2 *= g2
             x1 *= key_scale
             x2 *= key_scale
-            _store_pairs(slot + h * keys_h, x1, x2, inside, PAIRS)
+            store_pairs(slot + h * keys_h, x1, x2, inside, PAIRS)
             if ROTATED > 0:
                 y1, y2 = x1 * k_cos - x2 * k_sin, x2 * k_cos + x1 * k_sin
-                _store_pairs(slot + keys_w + h * keys_h, y1, y2, inside, PAIRS)
+                store_pairs(slot + keys_w + h * keys_h, y1, y2, inside, PAIRS)
 
 
 def prepare_queries_and_keys(
@@ -156,7 +158,7 @@ def prepare_queries_and_keys(
     target, slots = (None if x is None else _target(x) for x in (out, keys))
     _prepare_kernel[(triton.cdiv(tokens, rows), batch)](
         *(given if x is None else x for x in (q, target, k, slots, q_gain, k_gain)),
-        turns, decay, *_row_strides(q), *_row_strides(target), *_row_strides(k), *at_keys,
+        turns, decay, *row_strides(q), *row_strides(target), *row_strides(k), *at_keys,
         tokens, offset, scale, key_scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
         HEADS=0 if q is None else q.shape[2], KV_HEADS=0 if k is None else k.shape[2],
         ROTATED=0 if rotary is None else rotary.heads, LOCAL=local_heads, LOG_N=trained_length is not None,
@@ -168,7 +170,8 @@ def prepare_queries_and_keys(
             x.copy_(written)
 
 
-def _row_strides(x: Tensor | None) -> tuple[int, int]:
+def row_strides(x: Tensor | None) -> tuple[int, int]:
+    """Of batch and token; (B, T, heads, D) with heads side by side."""
     if x is None:
         return 0, 0
     assert x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])

@@ -17,9 +17,9 @@ from torch import Tensor
 from andromeda.kernels.geometry import Rotary
 from andromeda.kernels.launch import on_device_of
 from andromeda.kernels.norm import QKNorm
-from andromeda.kernels.pointwise import TILE, _gains, _load_pairs, _row_strides, _store_pairs
+from andromeda.kernels.pointwise import TILE, load_gains, load_pairs, row_strides, store_pairs
 from andromeda.kernels.pointwise import prepare_queries_and_keys as prepare_into
-from andromeda.kernels.rotate import _constants, decay_exponent, turn
+from andromeda.kernels.rotate import decay_exponent, plain_constants, turn
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 
@@ -29,7 +29,7 @@ def _head_gradient(
     NORMALISE: tl.constexpr, GAINS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """From (g1, g2), the gradient of gain * x / |x|, to that of x, and this program's share of the gain's."""
-    x1, x2 = _load_pairs(source, inside, False, PAIRS)
+    x1, x2 = load_pairs(source, inside, False, PAIRS)
     inverse = tl.zeros([x1.shape[0], 1], tl.float32) + 1.0
     if NORMALISE:
         inverse = (1.0 / tl.maximum(tl.sqrt(tl.sum(x1 * x1 + x2 * x2, 1)), 1e-12))[:, None]
@@ -39,14 +39,14 @@ def _head_gradient(
         p = tl.arange(0, PAIRS)
         tl.store(partial + h * (2 * PAIRS) + p, tl.sum(g1 * x1, 0))
         tl.store(partial + h * (2 * PAIRS) + PAIRS + p, tl.sum(g2 * x2, 0))
-        gain1, gain2 = _gains(gain_ptr, h, PAIRS)
+        gain1, gain2 = load_gains(gain_ptr, h, PAIRS)
         g1 *= gain1
         g2 *= gain2
     if NORMALISE:
         along = tl.sum(g1 * x1 + g2 * x2, 1)[:, None]
         g1 = (g1 - x1 * along) * inverse
         g2 = (g2 - x2 * along) * inverse
-    _store_pairs(target, g1, g2, inside, PAIRS)
+    store_pairs(target, g1, g2, inside, PAIRS)
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def _prepare_backward_kernel(
         exponent = decay_exponent(t, decay_ptr, CHUNK, PAIRS)
         shrink, growth = tl.exp2(exponent), tl.exp2(-exponent)
     for h in range(HEADS):
-        d1, d2 = _load_pairs(dout_ptr + batch * dout_b + row * dout_t + h * D + p, inside, False, PAIRS)
+        d1, d2 = load_pairs(dout_ptr + batch * dout_b + row * dout_t + h * D + p, inside, False, PAIRS)
         d1 *= scale
         d2 *= scale
         g1, g2 = d1, d2
@@ -83,9 +83,9 @@ def _prepare_backward_kernel(
         )  # fmt: skip
     for h in range(KV_HEADS):
         at_dkeys = dkeys_ptr + batch * dkeys_b + h * dkeys_h + row * D + p
-        g1, g2 = _load_pairs(at_dkeys, inside, False, PAIRS)
+        g1, g2 = load_pairs(at_dkeys, inside, False, PAIRS)
         if ROTATED > 0:
-            d1, d2 = _load_pairs(at_dkeys + dkeys_w, inside, False, PAIRS)
+            d1, d2 = load_pairs(at_dkeys + dkeys_w, inside, False, PAIRS)
             g1 += (d1 * cos + d2 * sin) * growth
             g2 += (d2 * cos - d1 * sin) * growth
         _head_gradient(
@@ -139,7 +139,7 @@ def _backward(
     with on_device_of(q):
         _prepare_backward_kernel[(blocks, batch)](
             q, k, dout, dkeys, dq, dk, *parts, *(q if g is None else g.contiguous() for g in (q_gain, k_gain)),
-            turns, decay, *_row_strides(q), *_row_strides(k), *_row_strides(dout), *dkeys.stride()[:3],
+            turns, decay, *row_strides(q), *row_strides(k), *row_strides(dout), *dkeys.stride()[:3],
             tokens, scale, HEADS=heads, KV_HEADS=kv_heads, ROTATED=rotated, NORMALISE=unit, GAINS=gained,
             CHUNK=1 if rotary is None else xpos_chunk(rotary), PAIRS=dim_head // 2, TOKENS=rows, num_warps=4,
         )  # fmt: skip
@@ -174,7 +174,7 @@ def prepare(q: Tensor, k: Tensor, rotary: Rotary | None, norm: QKNorm) -> tuple[
         rotary: of the first rotary.heads heads.
         norm: its scale times log2(e), for kernels in base 2.
     """
-    numbers = (0, 1.0, 1.0, 0.0) if rotary is None else (rotary.heads, *_constants(rotary))
+    numbers = (0, 1.0, 1.0, 0.0) if rotary is None else (rotary.heads, *plain_constants(rotary))
     out: tuple[Tensor, Tensor] = _prepare(q, k, norm.q_gain, norm.k_gain, norm.scale, norm.unit, *numbers)
     return out
 

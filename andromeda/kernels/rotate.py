@@ -107,7 +107,7 @@ def rotate_queries(q: Tensor, rotary: Rotary | None, first_position: int, scale:
     """(B, T, heads, D), scaled; the first rotary.heads heads rotated and decayed relative to their anchors."""
     if rotary is None:
         return q * scale
-    out: Tensor = _rotate(unit_stride(q), rotary.heads, *_constants(rotary), first_position, scale, 1, False)
+    out: Tensor = _rotate(unit_stride(q), rotary.heads, *plain_constants(rotary), first_position, scale, 1, False)
     return out
 
 
@@ -115,7 +115,7 @@ def stack_keys(k: Tensor, rotary: Rotary | None) -> Tensor:
     """(B, S, kv_heads, D) -> (1 or 2, B, kv_heads, S, D): as they are, and rotated if any query head is."""
     if rotary is None:
         return k.transpose(1, 2)[None]
-    rotated = _rotate(unit_stride(k), k.shape[2], *_constants(rotary), 0, 1.0, -1, False)
+    rotated = _rotate(unit_stride(k), k.shape[2], *plain_constants(rotary), 0, 1.0, -1, False)
     return torch.stack([k, rotated]).transpose(2, 3)
 
 
@@ -124,5 +124,6 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _constants(rotary: Rotary) -> tuple[float, float, float]:
+def plain_constants(rotary: Rotary) -> tuple[float, float, float]:
+    """Base, interpolation and xPos scale (0: none), as custom operators take them."""
     return rotary.base, rotary.interpolation, rotary.xpos_scale or 0.0
