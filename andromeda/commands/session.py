@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from andromeda.checkpoint import save_checkpoint
-from andromeda.commands.output import count, plain_console, plural, say, warn
+from andromeda.commands.output import count, plain_console, plural, say
 from andromeda.commands.start import Start
+from andromeda.commands.training_data import TrainingData, build_data, check_text_key, text_data
+from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
-from andromeda.data.windows import TokenWindows, validation_batches
+from andromeda.data.windows import validation_batches
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.loop import Loop, Outside
@@ -49,55 +51,47 @@ class Session:
     optimizer: torch.optim.Optimizer
     objective: NextToken
     state: TrainingState
-    corpus: Corpus
+    data: TrainingData
     validation: Corpus | None
-    seq_len: int
     _plotted: float = field(default_factory=time.monotonic)  # when the loss curve was drawn last
 
     def introduce(self) -> None:
         """Says what is trained on what."""
-        recipe, run, corpus, step = self.recipe, self.directory, self.corpus, self.state.step
+        recipe, run, data, step = self.recipe, self.directory, self.data, self.state.step
         parameters = count(self.model.config.num_parameters())
         say(f"{run.path}: {parameters} parameters on {self.objective.device.type}, {recipe.precision}")
         held_out = "no validation" if self.validation is None else f"validation on {len(self.validation.tokens):,}"
-        tokens_a_step = recipe.batch_size * recipe.accumulate * self.seq_len
-        passes = recipe.steps * tokens_a_step / len(corpus.tokens)
+        tokens = data.steps.tokens
+        passes = recipe.num_steps * tokens / data.num_tokens if data.num_tokens else None
         say(
-            f"data: {plural(len(corpus.tokens), 'token')} of {corpus.bytes_per_token:.2f} bytes, {held_out}; "
-            f"{plural(recipe.steps, 'step')} of {plural(tokens_a_step, 'token')}, {passes:.3g} times through the data"
+            f"data: {data.described}, {held_out}; {plural(recipe.num_steps, 'step')} of {plural(tokens, 'token')}"
+            + ("" if passes is None else f", {passes:.3g} times through the data")
         )
         if step:
-            say(f"{run.path}: going on from step {step:,} of {recipe.steps:,}")
+            say(f"{run.path}: going on from step {step:,} of {recipe.num_steps:,}")
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Trains to the end, or until asked to stop."""
         with closing(MetricsFile(self.directory.metrics, self.state.step)) as metrics:
             loop = Loop(
-                self.recipe, self.model, self.optimizer, self.objective, self.state, self._meter(),
-                self._outside(metrics, stop),
+                self.recipe, self.model, self.optimizer, self.objective, self.state, self.data.steps,
+                self._meter(), self._outside(metrics, stop),
             )  # fmt: skip
-            with show_progress(self.recipe.steps, self.state.step, plain_console()) as progress:
+            with show_progress(self.recipe.num_steps, self.state.step, plain_console()) as progress:
                 loop.run(progress)
         drawn = self._plot()
         say(f"loss curve: {self.directory.plot}" if drawn else NO_PLOT)
 
     def _meter(self) -> Meter:
         return Meter(
-            bytes_per_token=self.corpus.bytes_per_token,
-            flops_per_token=partial(training_flops_per_token, self.model, self.seq_len),
+            bytes_per_token=self.data.bytes_per_token,
+            flops_per_token=partial(training_flops_per_token, self.model),
             possible_flops_per_second=possible_flops_per_second(self.objective.device, self.objective.precision),
         )
 
     def _outside(self, metrics: MetricsFile, stop: Callable[[], bool]) -> Outside:
-        windows = TokenWindows(
-            self.corpus.tokens,
-            self.seq_len,
-            seed=self.recipe.seed,
-            end_of_text=self.tokenizer.eos_id,
-            packed_documents=self.recipe.data.packed_documents,
-        )
         return Outside(
-            batches=windows.batch,
+            batches=self.data.batches,
             validate=None if self.validation is None else partial(self._validate, self.validation),
             save=partial(self._save, metrics),
             log=metrics.write,
@@ -107,7 +101,7 @@ class Session:
     def _validate(self, corpus: Corpus) -> float:
         batches = validation_batches(
             corpus.tokens,
-            self.seq_len,
+            self.data.steps.longest,
             self.recipe.batch_size,
             end_of_text=self.tokenizer.eos_id,
             packed_documents=self.recipe.data.packed_documents,
@@ -130,30 +124,33 @@ class Session:
         return plot_losses(read_metrics(self.directory.metrics), self.directory.plot, str(self.directory.path))
 
 
-def prepare(recipe: Recipe, run: RunDirectory, start: Start) -> Session:
-    """Reads the corpora and moves the model to the device.
+def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> Session:
+    """Reads the text, and moves the model to the device.
+
+    Args:
+        stream: the recipe's build, opened; None: it trains on text.
 
     Raises:
-        AndromedaError: a corpus without text, damaged or not UTF-8.
+        AndromedaError: text files without text, damaged or not UTF-8.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus, validation = _corpora(recipe, run, start.tokenizer)
-    if start.state.data_key not in ("", corpus.key):
-        warn("the training data is not what this run began with; it goes on with what is there now")
-    state = replace(start.state, data_key=corpus.key)
+    data = _data(recipe, run, start, stream)
+    validation = None
+    if recipe.data.validation_paths:
+        validation = load_corpus(recipe.data.validation_paths, start.tokenizer, run.data / "validation")
+    state = replace(start.state, data_key=data.key)
     model = start.model.to(device)
     optimizer = build_optimizer(model, recipe)
     if start.tensors is not None:
         restore(start.tensors, model, optimizer)
     objective = NextToken(model, device, getattr(torch, recipe.precision))
-    return Session(
-        recipe, run, model, start.tokenizer, optimizer, objective, state, corpus, validation,
-        recipe.sequence_length(model.config),
-    )  # fmt: skip
+    return Session(recipe, run, model, start.tokenizer, optimizer, objective, state, data, validation)
 
 
-def _corpora(recipe: Recipe, run: RunDirectory, tokenizer: Tokenizer) -> tuple[Corpus, Corpus | None]:
-    corpus = load_corpus(recipe.data.train_paths, tokenizer, run.data / "train")
-    if not recipe.data.validation_paths:
-        return corpus, None
-    return corpus, load_corpus(recipe.data.validation_paths, tokenizer, run.data / "validation")
+def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> TrainingData:
+    if stream is not None:
+        return build_data(recipe, stream)
+    corpus = load_corpus(recipe.data.train_paths, start.tokenizer, run.data / "train")
+    data = text_data(recipe, corpus, start.tokenizer, recipe.sequence_length(start.model.config))
+    check_text_key(start.state, data)
+    return data

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, load_config, resolve
 from andromeda.commands.output import binary_bytes, count, say
+from andromeda.commands.training_data import within_build
 from andromeda.config import AndromedaConfig
+from andromeda.data.stream import Stream
 from andromeda.data.text import check_paths, check_text, read_documents
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
@@ -20,36 +22,64 @@ from andromeda.training.recipe import Recipe, check_vocabulary
 from andromeda.training.state import TrainingState, load_state
 
 
-def check_start(recipe: Recipe) -> None:
-    """What can be known of a new run without reading more of its corpora than the first document.
+def check_start(recipe: Recipe, stream: Stream | None) -> None:
+    """What can be known of a new run without reading more of its texts than the first document.
+
+    Args:
+        stream: the recipe's build, opened; None: it trains on text.
 
     Raises:
         AndromedaError: a missing file or one without text, a config that makes no sense, values that do not fit
             together, or a model that is larger than the machine.
     """
     check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
-    config = starting_config(recipe)
-    recipe.sequence_length(config)
+    config = starting_config(recipe, stream=stream)
+    recipe.sequence_length(config, longest(stream))
     fixed = recipe.model_from is not None or "num_tokens" in recipe.model_keys
-    vocab_size = recipe.tokenizer.vocab_size
-    if recipe.tokenizer.path is not None:
-        tokenizer = Tokenizer.load(_tokenizer_path(recipe.tokenizer.path))
-        _ = tokenizer.eos_id  # documents end with it
-        vocab_size = tokenizer.vocab_size
+    tokenizer = _given_tokenizer(recipe, stream)
+    vocab_size = recipe.tokenizer.vocab_size if tokenizer is None else tokenizer.vocab_size
     if fixed and vocab_size is not None:
         check_vocabulary(config, vocab_size)
-    _check_memory(starting_config(recipe, vocab_size))
-    check_text(recipe.data.train_paths)
-    if recipe.data.validation_paths:
-        check_text(recipe.data.validation_paths)
+    _check_memory(starting_config(recipe, vocab_size, stream))
+    if stream is not None:
+        within_build(recipe, stream, TrainingState())
+    for paths in (recipe.data.train_paths, recipe.data.validation_paths):
+        if paths:
+            check_text(paths)
 
 
-def starting_config(recipe: Recipe, vocab_size: int | None = None) -> AndromedaConfig:
+def starting_config(recipe: Recipe, vocab_size: int | None = None, stream: Stream | None = None) -> AndromedaConfig:
     """The config that training starts with: the recipe's, or with `model.from` that model's with the recipe's keys."""
     if recipe.model_from is None:
-        return recipe.config(vocab_size)
+        return recipe.config(vocab_size, longest(stream))
     config = load_config(resolve(recipe.model_from))
     return AndromedaConfig.from_dict(config.to_dict() | recipe.model_keys)
+
+
+def longest(stream: Stream | None) -> int | None:
+    """Tokens of a build's longest sequence."""
+    return None if stream is None else max(stage.seq_len for stage in stream.mix.stages)
+
+
+def _given_tokenizer(recipe: Recipe, stream: Stream | None) -> Tokenizer | None:
+    """The one that exists and that the recipe names, or that of its build; None: one is trained, or the model's taken.
+
+    Raises:
+        AndromedaError: it has no token to end documents with, or a model is to go on with another one.
+    """
+    if stream is not None:
+        origin = recipe.model_from
+        if origin is not None and Tokenizer.load(resolve(origin)).sha256 != stream.tokenizer.sha256:
+            raise AndromedaError(
+                f"recipe: model.from={origin!r} has another tokenizer than the build {stream.folder}; "
+                "build the data with `tokenizer: {path: ...}` of that model"
+            )
+        return stream.tokenizer
+    if recipe.tokenizer.path is None:
+        return None
+    tokenizer = Tokenizer.load(_tokenizer_path(recipe.tokenizer.path))
+    _ = tokenizer.eos_id  # documents end with it
+    return tokenizer
 
 
 def _tokenizer_path(path: str) -> Path:
@@ -80,10 +110,10 @@ def resume(checkpoint: Path) -> Start:
     return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors)
 
 
-def begin(recipe: Recipe) -> Start:
+def begin(recipe: Recipe, stream: Stream | None) -> Start:
     """With new weights, or with those of `model.from`; the tokenizer is trained if the recipe names none."""
-    tokenizer = _tokenizer(recipe)
-    config = starting_config(recipe, tokenizer.vocab_size)
+    tokenizer = _given_tokenizer(recipe, stream) or _tokenizer(recipe)
+    config = starting_config(recipe, tokenizer.vocab_size, stream)
     check_vocabulary(config, tokenizer.vocab_size)
     torch.manual_seed(recipe.seed)
     model = _build(config)
@@ -135,8 +165,6 @@ def _take_weights(model: Andromeda, directory: str) -> None:
 
 
 def _tokenizer(recipe: Recipe) -> Tokenizer:
-    if recipe.tokenizer.path is not None:
-        return Tokenizer.load(_tokenizer_path(recipe.tokenizer.path))
     if recipe.model_from is not None and recipe.tokenizer.vocab_size is None:
         return Tokenizer.load(resolve(recipe.model_from))
     vocab_size = recipe.tokenizer.vocab_size or starting_config(recipe).num_tokens

@@ -8,7 +8,7 @@ from andromeda.commands.output import plural, say, warn
 
 
 def train(recipe: str, overrides: list[str]) -> None:
-    """Trains a model as a recipe says, or goes on with the run where it stopped.
+    """Trains a model on text or on a build of data, as a recipe says, or goes on with the run where it stopped.
 
     Stop it with Ctrl-C and start it again: it goes on exactly as if it had not been stopped. Paths in the recipe are
     relative to the current directory.
@@ -23,21 +23,24 @@ def train(recipe: str, overrides: list[str]) -> None:
 
     from andromeda.commands.session import prepare
     from andromeda.commands.start import begin, check_start, resume
+    from andromeda.commands.training_data import open_build, within_build
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
 
+    stream = open_build(plan)
     if not RunDirectory(Path(plan.output)).checkpoints():
-        check_start(plan)
+        check_start(plan, stream)
     with open_run(plan) as run:
-        start = run.load_newest(resume, warn)
-        if start is not None and start.state.step >= plan.steps:
+        start = run.load_newest(resume, warn) or begin(plan, stream)
+        plan = within_build(plan, stream, start.state)
+        if start.state.step >= plan.num_steps:
             say(f"{run.path}: finished already, at step {start.state.step:,}; raise steps to go on")
             return
-        session = prepare(plan, run, start or begin(plan))
+        session = prepare(plan, run, start, stream)
         session.introduce()
         with stop_request() as stop:
             session.run(stop)
-    if stop.received is not None and session.state.step < plan.steps:
+    if stop.received is not None and session.state.step < plan.num_steps:
         say(f"{run.path}: stopped by {stop.received.name} at step {session.state.step:,}; the same command goes on")
         raise SystemExit(128 + stop.received)
-    say(f"{run.path}: finished {plural(plan.steps, 'step')}; the model is {run.checkpoint(plan.steps)}")
+    say(f"{run.path}: finished {plural(plan.num_steps, 'step')}; the model is {run.checkpoint(plan.num_steps)}")

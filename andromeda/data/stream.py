@@ -5,6 +5,7 @@ Each batch takes the next numbers, whoever reads them: the order does not depend
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from andromeda.data.build import PACK_ARRAYS, SPEC, read_manifest, verify
+from andromeda.data.build import MANIFEST, PACK_ARRAYS, SPEC, read_manifest, verify
 from andromeda.data.mix import Mix, Stage
 from andromeda.data.pack import Packing
 from andromeda.data.spec import read_spec
@@ -69,6 +70,7 @@ class Stream:
 
     Attributes:
         manifest: manifest.json.
+        key: its SHA-256, which stands for the whole build.
         mix: which sequence of which source each number is.
 
     Args:
@@ -82,6 +84,7 @@ class Stream:
     def __init__(self, folder: str | Path, *, check: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        self.key = hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
         if check and (problems := verify(self.folder)):
             raise AndromedaError(f"{self.folder}: {problems[0]}; build it again")
         self.spec = read_spec(self.folder / SPEC)
@@ -99,6 +102,18 @@ class Stream:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.folder / "tokenizer")
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of a document's token, in the mix of sources that the stream is."""
+        tokens = num_bytes = 0.0
+        for stage, counts in zip(self.mix.stages, self.mix.counts, strict=True):
+            for source in stage.sources:
+                packing, facts = self.packings[source, stage.seq_len], self.stores[source].facts
+                read = int(counts[self.mix.sources.index(source)]) * packing.num_tokens / packing.num_sequences
+                tokens += read
+                num_bytes += read * facts["num_bytes"] / facts["num_tokens"]
+        return num_bytes / tokens
 
     def sequence(self, number: int) -> Sequence:
         """

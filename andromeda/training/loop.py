@@ -19,6 +19,7 @@ from andromeda.training.optimizer import learning_rate
 from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
+from andromeda.training.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         objective: Objective,
         state: TrainingState,
+        steps: Steps,
         meter: Meter,
         outside: Outside,
     ) -> None:
         self.recipe, self.optimizer, self.objective = recipe, optimizer, objective
-        self.state, self.meter, self.outside = state, meter, outside
+        self.state, self.steps, self.meter, self.outside = state, steps, meter, outside
         self._parameters = list(model.parameters())
         # On the device, so that a step does not wait for it.
         self._loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self._parameters[0].device)
         self._gradient_norm = torch.zeros(())
+        self._seq_len = steps.longest  # of the last step
 
     def run(self, progress: Progress) -> None:
         """Until the recipe's last step, or until asked to stop; ends with a checkpoint either way.
@@ -70,7 +73,7 @@ class Loop:
             AndromedaError: the loss or the gradient is no number any more; nothing is saved then.
         """
         recipe, state, saved_step = self.recipe, self.state, self.state.step
-        while state.step < recipe.steps and not self.outside.stop():
+        while state.step < recipe.num_steps and not self.outside.stop():
             start = time.perf_counter()
             self.step()
             validates = self.outside.validate is not None and self._due(recipe.validate_every)
@@ -92,12 +95,12 @@ class Loop:
     def step(self) -> None:
         """One optimizer step: the mean over all targets of its sequences, however they are split into batches."""
         recipe, state = self.recipe, self.state
-        count = recipe.batch_size * recipe.accumulate
-        batch = self.outside.batches(state.sequence, count)
+        step = self.steps.at(state.sequence)
+        batch = self.outside.batches(step.first, step.count)
         targets = int((batch[1] != IGNORED).sum())
-        for part in _split(batch, recipe.batch_size):
+        for part in _split(batch, step.at_once):
             loss = self.objective(part).sum()
-            (loss / targets).backward()
+            (loss / max(1, targets)).backward()  # of a conversation's cut, a step may hold questions alone
             self._loss_sum += loss.detach()
         self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm or math.inf)
         for group in self.optimizer.param_groups:
@@ -105,23 +108,25 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        state.sequence += count
+        state.sequence += step.count
         state.tokens += targets
         state.loss_tokens += targets
+        state.loss_read += batch[0].numel()
+        self._seq_len = step.seq_len
 
     def _due(self, every: int) -> bool:
-        return self.state.step % every == 0 or self.state.step == self.recipe.steps
+        return self.state.step % every == 0 or self.state.step == self.recipe.num_steps
 
     def _line(self, start: float) -> dict[str, Any]:
         """Figures since the line before; waits for the device."""
         state, meter = self.state, self.meter
         self._check_finite()
-        loss = self._loss_sum.item() / state.loss_tokens
+        loss = self._loss_sum.item() / max(1, state.loss_tokens)
         seconds = state.loss_seconds + time.perf_counter() - start
         state.seconds += seconds
-        tokens_per_second = state.loss_tokens / seconds
+        tokens_per_second = state.loss_read / seconds
         self._loss_sum.zero_()
-        state.loss_tokens, state.loss_seconds = 0, 0.0
+        state.loss_tokens, state.loss_read, state.loss_seconds = 0, 0, 0.0
         return {
             "step": state.step,
             "tokens": state.tokens,
@@ -131,7 +136,7 @@ class Loop:
             "gradient_norm": self._gradient_norm.item(),
             "seconds": state.seconds,
             "tokens_per_second": tokens_per_second,
-            "flops_per_second": tokens_per_second * meter.flops_per_token(),
+            "flops_per_second": tokens_per_second * meter.flops_per_token(self._seq_len),
             "possible_flops_per_second": meter.possible_flops_per_second,
         }
 

@@ -73,7 +73,7 @@ class Meter:
     """What turns losses and times into the figures of a line of metrics."""
 
     bytes_per_token: float  # of the training data
-    flops_per_token: Callable[[], float]
+    flops_per_token: Callable[[int], float]  # of a sequence length
     possible_flops_per_second: float
 
 

@@ -18,10 +18,10 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     if recipe.schedule == "cosine":
-        left = 0.5 + 0.5 * math.cos(math.pi * _progress(step, recipe.warmup_steps, recipe.steps))
+        left = 0.5 + 0.5 * math.cos(math.pi * _progress(step, recipe.warmup_steps, recipe.num_steps))
     elif recipe.schedule == "wsd":
-        decay_steps = max(1, round(recipe.steps * recipe.decay_fraction))
-        left = 1.0 - _progress(step, recipe.steps - decay_steps, recipe.steps)
+        decay_steps = max(1, round(recipe.num_steps * recipe.decay_fraction))
+        left = 1.0 - _progress(step, recipe.num_steps - decay_steps, recipe.num_steps)
     else:
         left = 1.0
     return recipe.learning_rate * (recipe.final_ratio + (1 - recipe.final_ratio) * left)

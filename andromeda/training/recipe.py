@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -24,14 +24,16 @@ Scalar = int | float | bool | str | None
 
 ModelKeys = dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
 
+DEFAULT_STEPS = 1000
 NUM_TOKENS_MULTIPLE = 64  # a vocabulary of this multiple keeps the logits' matrix product aligned
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Text files (.txt, .md, .jsonl, each also .gz or .xz)."""
+    """Text files (.txt, .md, .jsonl, each also .gz, .xz or .zst), or a build of `andromeda data build` to train on."""
 
-    train: list[str] | str
+    train: list[str] | str = field(default_factory=list)
+    build: str | None = None  # its directory, in place of `train`; it brings tokenizer, sequences and their order
     validation: list[str] | str = field(default_factory=list)
     packed_documents: bool = True  # documents that share a sequence do not see each other
 
@@ -68,10 +70,10 @@ class Recipe:
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     output: str = ""  # the run directory; runs/NAME for NAME.yaml
 
-    steps: int = 1000
-    batch_size: int = 16  # sequences at once
+    steps: int | None = None  # 1,000; with data.build as many as there are, which is also the most
+    batch_size: int = 16  # sequences at once; with data.build of its longest, more of shorter ones, the same tokens
     accumulate: int = 1  # batches a step
-    seq_len: int | None = None  # tokens a sequence; the model's max_seq_len
+    seq_len: int | None = None  # tokens a sequence; the model's max_seq_len. A build has its own
 
     learning_rate: float = 1e-3  # at its highest
     schedule: Schedule = "cosine"  # wsd: constant, then linear decay in the last decay_fraction of the steps
@@ -90,8 +92,9 @@ class Recipe:
     keep_last: int = 2  # checkpoints
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep_last"):
+        for name in ("batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep_last"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")
         _require(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "must be at least 2")
         for name in ("learning_rate", "weight_decay"):
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
@@ -105,7 +108,10 @@ class Recipe:
         _require(
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
         )
-        _require(bool(self.data.train_paths), "data.train", self.data.train, "must name at least one file")
+        if self.data.build is not None:
+            self._check_build()
+        elif not self.data.train_paths:
+            _require(False, "data.train", self.data.train, "must name at least one file, or data.build a build")
         _require(all(self.data.train_paths), "data.train", self.data.train, "is empty; name text files")
         _require(
             all(self.data.validation_paths), "data.validation", self.data.validation,
@@ -123,6 +129,26 @@ class Recipe:
             value = self.model.get(name, "")
             _require(isinstance(value, str), f"model.{name}", value, "must be a name")
 
+    def _check_build(self) -> None:
+        _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")
+        _require(not self.data.train, "data.train", self.data.train, "cannot be read beside data.build; leave one out")
+        _require(self.data.packed_documents, "data.packed_documents", False, "is for data.train; drop it")
+        _require(self.seq_len is None, "seq_len", self.seq_len, "is for data.train; a build has lengths of its own")
+        for name, value in asdict(self.tokenizer).items():
+            _require(value is None, f"tokenizer.{name}", value, "is for data.train; a build has its tokenizer")
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run; with data.build, of what `within` returns."""
+        return DEFAULT_STEPS if self.steps is None else self.steps
+
+    def within(self, most: int) -> Recipe:
+        """The recipe on a build of so many steps. Raises AndromedaError where it asks for more."""
+        if self.steps is not None:
+            what = f"is more than the {most:,} that {self.data.build} has for this batch_size; leave it out for all"
+            _require(self.steps <= most, "steps", self.steps, what)
+        return replace(self, steps=most if self.steps is None else self.steps)
+
     @property
     def model_from(self) -> str | None:
         """Directory of the model to go on from."""
@@ -134,11 +160,12 @@ class Recipe:
         """What the recipe says of the config itself."""
         return {key: value for key, value in self.model.items() if key not in ("from", "preset")}
 
-    def config(self, vocab_size: int | None = None) -> AndromedaConfig:
+    def config(self, vocab_size: int | None = None, longest: int | None = None) -> AndromedaConfig:
         """The config of a new model. Its num_tokens, where the recipe names none, is the tokenizer's, rounded up.
 
         Args:
             vocab_size: of the tokenizer; None while it is not known.
+            longest: tokens of the longest sequence of a build: max_seq_len where the recipe names none.
 
         Raises:
             AndromedaError: a key or value that the config refuses.
@@ -146,17 +173,26 @@ class Recipe:
         keys = self.model_keys
         if vocab_size is not None:
             keys.setdefault("num_tokens", -(-vocab_size // NUM_TOKENS_MULTIPLE) * NUM_TOKENS_MULTIPLE)
+        if longest is not None:
+            keys.setdefault("max_seq_len", longest)
         name = self.model.get("preset")
         return AndromedaConfig.from_dict(keys) if name is None else preset(str(name), **keys)
 
-    def sequence_length(self, config: AndromedaConfig) -> int:
-        """Raises AndromedaError for one that is longer than the model's."""
+    def sequence_length(self, config: AndromedaConfig, longest: int | None = None) -> int:
+        """Of training on text; of a build the longest, which is given.
+
+        Raises:
+            AndromedaError: it is more than the model's max_seq_len.
+        """
+        most = config.max_seq_len
+        if longest is not None:
+            what = f"has sequences of {longest:,} tokens, more than the model's max_seq_len={most}; raise that"
+            _require(longest <= most, "data.build", self.data.build, what)
+            return longest
         if self.seq_len is None:
-            return config.max_seq_len
-        _require(
-            self.seq_len <= config.max_seq_len,
-            "seq_len", self.seq_len, f"is more than the model's max_seq_len={config.max_seq_len}; raise that too",
-        )  # fmt: skip
+            return most
+        what = f"is more than the model's max_seq_len={most}; raise that too"
+        _require(self.seq_len <= most, "seq_len", self.seq_len, what)
         return self.seq_len
 
     def to_yaml(self) -> str:

@@ -24,8 +24,12 @@ from andromeda.errors import AndromedaError
 from andromeda.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
-# What may differ when a run goes on: how long it takes, where it lies, and what is looked at meanwhile.
-FREE_KEYS = ("output", "steps", "log_every", "validate_every", "save_every", "keep_last")
+# What may differ when a run goes on: how long it takes, where things lie, what is looked at meanwhile, and how much is
+# read at once: the position in the data is a number of sequences. That a build is still the same, its manifest says.
+FREE_KEYS = (
+    "output", "data.build", "steps", "batch_size", "accumulate",
+    "log_every", "validate_every", "save_every", "keep_last",
+)  # fmt: skip
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
 
 T = TypeVar("T")

@@ -32,8 +32,9 @@ class TrainingState:
     seconds: float = 0.0  # of training, without validation and saving
     loss_sum: float = 0.0  # nats since the last line of metrics
     loss_tokens: int = 0
+    loss_read: int = 0  # tokens that went through the model meanwhile: those that are not learned, and padding, too
     loss_seconds: float = 0.0
-    data_key: str = ""  # fingerprint of the training data
+    data_key: str = ""  # fingerprint of the training data; of a build, the SHA-256 of its manifest
 
 
 def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -57,6 +58,11 @@ def load_state(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
     Raises:
         AndromedaError: a checkpoint that training did not write, or that is damaged.
     """
+    return load_counts(checkpoint), load_tensors(checkpoint / FOLDER / TENSORS)[0]
+
+
+def load_counts(checkpoint: Path) -> TrainingState:
+    """`load_state` without the tensors."""
     path = checkpoint / FOLDER / COUNTS
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -68,7 +74,7 @@ def load_state(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
     for item in fields(state):
         if type(getattr(state, item.name)) is not type(item.default):
             raise AndromedaError(f"{path}: {item.name}={getattr(state, item.name)!r} is not of type {item.type}")
-    return state, load_tensors(checkpoint / FOLDER / TENSORS)[0]
+    return state
 
 
 def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -8,9 +8,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors
 from andromeda.tokenizer import Tokenizer
-from andromeda.training.loop import Loop
 from andromeda.training.metrics import TIMINGS, read_metrics
 from andromeda.training.plot import plot_losses
 from andromeda.training.state import load_state
+from tests.commands.runs import assert_same_run, at_step, kill_and_compare, snapshot
 
 ROOT = Path(__file__).parents[2]
 VERSE = (ROOT / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
@@ -46,19 +45,7 @@ log_every: 2
 validate_every: 5
 save_every: 4
 """
-Train = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No picture, no long measurement; and so small a model is slower on two threads."""
-    monkeypatch.setattr("andromeda.commands.session.plot_losses", lambda *_: True)
-    monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
-    monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
@@ -76,39 +63,6 @@ def run(recipe: Path, *overrides: str) -> Path:
     train(str(recipe), list(overrides))
     outputs = [override.removeprefix("output=") for override in overrides if override.startswith("output=")]
     return Path(outputs[-1]) if outputs else recipe.parent / "run"
-
-
-def untimed(directory: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(directory / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """Of the checkpoints, without times."""
-    files = {}
-    for path in sorted((directory / "checkpoints").rglob("*")):
-        if path.is_file():
-            data = path.read_bytes()
-            if path.name == "state.json":
-                values = json.loads(data)
-                data = json.dumps({key: values[key] for key in values if "seconds" not in key}).encode()
-            files[str(path.relative_to(directory))] = data
-    return files
-
-
-def assert_same_run(directory: Path, other: Path) -> None:
-    """Weights, optimizer, random numbers, position, tokenizer and metrics: bit for bit."""
-    ours, theirs = contents(directory), contents(other)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert ours[name] == theirs[name], name
-    assert untimed(directory) == untimed(other)
-    hidden = [path.name for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert hidden == []
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -323,18 +277,6 @@ class CrashError(Exception):
     pass
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
-    """Does something in the middle of a step."""
-    original = Loop.step
-
-    def stepping(loop: Loop) -> None:
-        if loop.state.step == step - 1:
-            action()
-        original(loop)
-
-    monkeypatch.setattr(Loop, "step", stepping)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_crash_at_any_step_changes_nothing(recipe: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     def crash() -> None:
@@ -404,17 +346,6 @@ def test_other_data_is_told(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsy
     capsys.readouterr()
     run(recipe)
     assert "warning: the training data is not what this run began with" in capsys.readouterr().err
-
-
-def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
-    folder = recipe.parent
-    arguments = ["-m", "tests.commands.kill_training", str(recipe), str(folder), str(kills), str(seed)]
-    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr + (folder / "killed.log").read_text()
-    assert "going on from step" in (folder / "killed.log").read_text()
-    for directory in folder.glob("killed*"):
-        if directory.is_dir():
-            assert_same_run(directory, folder / "whole")
 
 
 LONGER = ("steps: 12", "steps: 40"), ("save_every: 4", "save_every: 3")  # so that kills hit saves too

@@ -19,9 +19,10 @@ from andromeda.training.objective import Batch, NextToken
 from andromeda.training.optimizer import build_optimizer, learning_rate
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
+from andromeda.training.steps import ENDLESS, Steps
 
 MakeRecipe = Callable[..., Recipe]
-METER = Meter(bytes_per_token=2.0, flops_per_token=lambda: 1e6, possible_flops_per_second=1e9)
+METER = Meter(bytes_per_token=2.0, flops_per_token=lambda seq_len: 1e6 * seq_len / 16, possible_flops_per_second=1e9)
 
 
 def sequences(first: int, count: int) -> Batch:
@@ -60,7 +61,10 @@ class Run:
             "batches": sequences, "validate": None, "save": self.save, "log": self.lines.append, "stop": lambda: False,
         }  # fmt: skip
         objective = NextToken(self.model, torch.device("cpu"))
-        self.loop = Loop(recipe, self.model, self.optimizer, objective, state, METER, Outside(**{**calls, **outside}))
+        steps = Steps((ENDLESS,), (16,), recipe.batch_size, recipe.accumulate)
+        self.loop = Loop(
+            recipe, self.model, self.optimizer, objective, state, steps, METER, Outside(**{**calls, **outside})
+        )
 
     def save(self, state: TrainingState) -> None:
         self.saved.append((copy.deepcopy(self.model), copy.deepcopy(self.optimizer.state_dict()), copy.copy(state)))
@@ -115,7 +119,18 @@ def test_a_step_by_hand(model: Andromeda, recipe: MakeRecipe) -> None:
     assert line["learning_rate"] == 0.005 == learning_rate(plan, 0)
     assert line["tokens"] == int((targets != IGNORED).sum()) == run.loop.state.tokens
     assert line["flops_per_second"] == pytest.approx(line["tokens_per_second"] * 1e6)
-    assert line["seconds"] == pytest.approx(line["tokens"] / line["tokens_per_second"])
+    assert line["seconds"] == pytest.approx(6 * 16 / line["tokens_per_second"])  # those that are not learned too
+
+
+def test_a_step_without_targets_moves_nothing_but_goes_on(model: Andromeda, recipe: MakeRecipe) -> None:
+    def questions(first: int, count: int) -> Batch:
+        ids, targets, documents = sequences(first, count)
+        return ids, torch.full_like(targets, IGNORED), documents
+
+    run = Run(model, recipe(steps=2, batch_size=2, weight_decay=0.0, log_every=1), batches=questions).go()
+    assert all(torch.equal(a, b) for a, b in zip(run.weights(), model.parameters(), strict=True))
+    assert [(line["tokens"], line["loss"]) for line in run.lines] == [(0, 0.0), (0, 0.0)]
+    assert run.loop.state.sequence == 4
 
 
 def test_no_clipping(model: Andromeda, recipe: MakeRecipe) -> None:

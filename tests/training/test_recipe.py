@@ -83,8 +83,8 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("config=/etc/passwd", r"no key 'config' in a recipe"),
         ("help=1", r"no key 'help' in a recipe"),
         ("steps", r"'steps': an override is key=value"),
-        ("steps=many", r"poems\.yaml: steps: must be a whole number; got 'many'"),
-        ("steps=1.5", r"poems\.yaml: steps: must be a whole number; got '1\.5'"),
+        ("steps=many", r"poems\.yaml: steps: must be a whole number or null; got 'many'"),
+        ("steps=1.5", r"poems\.yaml: steps: must be a whole number or null; got '1\.5'"),
         ("learning_rate=x", r"learning_rate: must be a number; got 'x'"),
         ("clip_norm=x", r"clip_norm: must be a number or null; got 'x'"),
         ("tokenizer.vocab_size=x", r"tokenizer\.vocab_size: must be a whole number or null; got 'x'"),
@@ -109,7 +109,7 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("final_ratio=2", r"final_ratio=2\.0 must lie in \[0, 1\]"),
         ("decay_fraction=0", r"decay_fraction=0\.0 must lie in \(0, 1\]"),
         ("warmup_steps=-1", r"warmup_steps=-1 must not be negative"),
-        ("data.train=[]", r"data\.train=\[\] must name at least one file"),
+        ("data.train=[]", r"data\.train=\[\] must name at least one file, or data\.build a build"),
         ("data.train=", r"data\.train='' is empty; name text files"),
         ("data.validation=", r"data\.validation='' is empty; name text files, or \[\] for no validation"),
         ("model.from=runs/a", r"model\.preset='nano' cannot change the model of model\.from"),
@@ -117,6 +117,43 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_mistakes_in_one_line(path: Path, override: str, message: str) -> None:
+    with pytest.raises(AndromedaError, match=message) as raised:
+        read_recipe(path, [override])
+    assert "\n" not in str(raised.value)
+
+
+BUILD = "model: {preset: nano, dim: 64}\ndata: {build: build/small, validation: c.txt}\n"
+
+
+def test_a_recipe_on_a_build(path: Path) -> None:
+    path.write_text(BUILD)
+    recipe = read_recipe(path)
+    assert recipe.data.build == "build/small" and recipe.data.train_paths == []
+    assert recipe.steps is None and recipe.within(77).num_steps == 77
+    assert read_recipe(path, ["steps=77"]).within(77).num_steps == 77
+    with pytest.raises(AndromedaError, match=r"steps=78 is more than the 77 that build/small has for this batch_size"):
+        read_recipe(path, ["steps=78"]).within(77)
+    assert recipe.config(longest=1024) == preset("nano", dim=64, max_seq_len=1024)
+    named = read_recipe(path, ["model.max_seq_len=512"])
+    assert named.config(longest=256).max_seq_len == 512 and named.sequence_length(named.config(), 256) == 256
+    with pytest.raises(AndromedaError, match=r"'build/small' has sequences of 1,024 tokens, more than .*=512; raise"):
+        named.sequence_length(named.config(longest=1024), 1024)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=a.txt", r"data\.train='a\.txt' cannot be read beside data\.build; leave one out"),
+        ("data.packed_documents=false", r"data\.packed_documents=False is for data\.train"),
+        ("data.build=", r"data\.build='' is empty; name the directory of a build"),
+        ("data.bulid=a", r"no key 'data\.bulid' in a recipe; did you mean 'data\.build'"),
+        ("seq_len=128", r"seq_len=128 is for data\.train; a build has lengths of its own"),
+        ("tokenizer.vocab_size=300", r"tokenizer\.vocab_size=300 is for data\.train; a build has its tokenizer"),
+        ("tokenizer.path=a", r"tokenizer\.path='a' is for data\.train"),
+    ],
+)
+def test_what_a_build_brings_itself(path: Path, override: str, message: str) -> None:
+    path.write_text(BUILD)
     with pytest.raises(AndromedaError, match=message) as raised:
         read_recipe(path, [override])
     assert "\n" not in str(raised.value)
@@ -137,7 +174,7 @@ def test_a_tokenizer_is_either_there_or_trained(path: Path) -> None:
         ("steps: [\n", r"r\.yaml: is not YAML: .*line 2"),
         ("", r"r\.yaml: holds no keys"),
         ("- a\n", r"r\.yaml: holds no keys"),
-        ("steps: 3\n", r"r\.yaml: .*required.*data\.train.*model"),
+        ("steps: 3\n", r"r\.yaml: .*required: model"),
         ("model: {}\n", r"r\.yaml: .*data\.train"),
     ],
 )

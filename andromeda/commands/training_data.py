@@ -1,0 +1,106 @@
+"""What `andromeda train` reads: text files as windows of tokens without end, or a build in its order, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from andromeda.checkpoint import run_checkpoints
+from andromeda.commands.output import count, plural, warn
+from andromeda.data.stream import Stream
+from andromeda.data.text import Corpus
+from andromeda.data.windows import Batch, TokenWindows
+from andromeda.errors import AndromedaError
+from andromeda.tokenizer import Tokenizer
+from andromeda.training.recipe import Recipe
+from andromeda.training.state import TrainingState, load_counts
+from andromeda.training.steps import ENDLESS, Steps
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Sequences by number, and how many of them a step takes.
+
+    Attributes:
+        key: fingerprint; of a build, the SHA-256 of its manifest.
+        batches: (first, count) -> that many sequences.
+        described: in a few words.
+        num_tokens: of one time through; None: there is no second time.
+    """
+
+    key: str
+    steps: Steps
+    batches: Callable[[int, int], Batch]
+    bytes_per_token: float
+    described: str
+    num_tokens: int | None
+
+
+def text_data(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, seq_len: int) -> TrainingData:
+    windows = TokenWindows(
+        corpus.tokens, seq_len, seed=recipe.seed, end_of_text=tokenizer.eos_id,
+        packed_documents=recipe.data.packed_documents,
+    )  # fmt: skip
+    described = f"{plural(len(corpus.tokens), 'token')} of {corpus.bytes_per_token:.2f} bytes"
+    steps = Steps((ENDLESS,), (seq_len,), recipe.batch_size, recipe.accumulate)
+    return TrainingData(corpus.key, steps, windows.batch, corpus.bytes_per_token, described, len(corpus.tokens))
+
+
+def build_data(recipe: Recipe, stream: Stream) -> TrainingData:
+    steps = build_steps(recipe, stream)
+    sizes = " and ".join(f"{length:,}" for length in dict.fromkeys(steps.lengths))
+    tokens = sum(facts["num_tokens"] for facts in stream.manifest["sources"].values())
+    described = f"{stream.folder}, {count(tokens)} tokens of {stream.bytes_per_token:.2f} bytes"
+    described += f" in {plural(len(stream), 'sequence')} of {sizes}"
+    return TrainingData(stream.key, steps, stream.batch, stream.bytes_per_token, described, None)
+
+
+def build_steps(recipe: Recipe, stream: Stream) -> Steps:
+    lengths = tuple(stage.seq_len for stage in stream.mix.stages)
+    return Steps(tuple(stream.mix.starts[1:].tolist()), lengths, recipe.batch_size, recipe.accumulate)
+
+
+def within_build(recipe: Recipe, stream: Stream | None, state: TrainingState) -> Recipe:
+    """The recipe with as many steps as a run that stands there will have.
+
+    Raises:
+        AndromedaError: it asks for more than the build has.
+    """
+    if stream is None:
+        return recipe
+    return recipe.within(state.step + build_steps(recipe, stream).left(state.sequence))
+
+
+def open_build(recipe: Recipe) -> Stream | None:
+    """The recipe's build, every byte of it checked against its manifest; None: it trains on text.
+
+    Raises:
+        AndromedaError: it is not whole, something in it was changed (the file is named), or the run has trained on
+            another build.
+    """
+    if recipe.data.build is None:
+        return None
+    stream = Stream(recipe.data.build, check=True)
+    for checkpoint in run_checkpoints(Path(recipe.output)):
+        try:
+            state = load_counts(checkpoint)
+        except AndromedaError:  # a damaged checkpoint is dealt with later
+            continue
+        _check_same(recipe, state, stream)
+        break
+    return stream
+
+
+def _check_same(recipe: Recipe, state: TrainingState, stream: Stream) -> None:
+    if state.data_key not in ("", stream.key):
+        raise AndromedaError(
+            f"{recipe.output}: this run trains on the build with the manifest {state.data_key[:12]}, and "
+            f"{stream.folder} has {stream.key[:12]}; name that build, or choose another output"
+        )
+
+
+def check_text_key(state: TrainingState, data: TrainingData) -> None:
+    """Says where the text files of a run have changed: windows of other text are as good."""
+    if state.data_key not in ("", data.key):
+        warn("the training data is not what this run began with; it goes on with what is there now")

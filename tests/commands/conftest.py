@@ -1,0 +1,20 @@
+"""Training small enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No picture, no long measurement; and so small a model is slower on two threads."""
+    monkeypatch.setattr("andromeda.commands.session.plot_losses", lambda *_: True)
+    monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
+    monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

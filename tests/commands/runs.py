@@ -1,0 +1,73 @@
+"""What tests of training runs share: how runs are disturbed, and how they are compared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andromeda.training.loop import Loop
+from andromeda.training.metrics import TIMINGS, read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def untimed(directory: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(directory / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Of the checkpoints, without times."""
+    files = {}
+    for path in sorted((directory / "checkpoints").rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "state.json":
+                values = json.loads(data)
+                data = json.dumps({key: values[key] for key in values if "seconds" not in key}).encode()
+            files[str(path.relative_to(directory))] = data
+    return files
+
+
+def assert_same_run(directory: Path, other: Path) -> None:
+    """Weights, optimizer, random numbers, position, tokenizer and metrics: bit for bit."""
+    ours, theirs = contents(directory), contents(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name] == theirs[name], name
+    assert untimed(directory) == untimed(other)
+    hidden = [path.name for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert hidden == []
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+    """Does something in the middle of a step."""
+    original = Loop.step
+
+    def stepping(loop: Loop) -> None:
+        if loop.state.step == step - 1:
+            action()
+        original(loop)
+
+    monkeypatch.setattr(Loop, "step", stepping)
+
+
+def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
+    folder = recipe.parent
+    arguments = ["-m", "tests.commands.kill_training", str(recipe), str(folder), str(kills), str(seed)]
+    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr + (folder / "killed.log").read_text()
+    assert "going on from step" in (folder / "killed.log").read_text()
+    for directory in folder.glob("killed*"):
+        if directory.is_dir():
+            assert_same_run(directory, folder / "whole")
