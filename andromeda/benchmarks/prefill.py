@@ -50,7 +50,8 @@ class Row:
     length: int
     precision: str
     parameters: int
-    ms: float | None = None  # the median
+    ms: float | None = None  # the median, one prompt behind the other
+    rested_ms: float | None = None  # of prompts after pauses
     repeats: int = 0
     tokens_per_second: float | None = None
     ceiling_ms: float | None = None
@@ -152,14 +153,14 @@ def measure_ours(
     if runner.reason is not None:
         return Row(**facts, error=runner.reason), []
     try:
-        times, peak, logits = timed(lambda: runner(ids))
+        times, rested, peak, logits = timed(lambda: runner(ids))
         if not logits.isfinite().all():
             return Row(**facts, error="not finite"), []
     except torch.cuda.OutOfMemoryError:
         return Row(**facts, error="out of memory"), []
     parts = layer_parts(runner, ids, ceilings) if options.breakdown else []
     ceiling = ceiling_seconds(config, length, precision, ceilings) * 1e3
-    return filled(facts, times, peak, ceiling), parts
+    return filled(facts, times, rested, peak, ceiling), parts
 
 
 def build(config: AndromedaConfig, precision: str, graph: bool) -> Prefill:
@@ -175,11 +176,11 @@ def build(config: AndromedaConfig, precision: str, graph: bool) -> Prefill:
     return runner
 
 
-def filled(facts: dict[str, Any], times: list[float], peak: int, ceiling: float | None) -> Row:
+def filled(facts: dict[str, Any], times: list[float], rested: float, peak: int, ceiling: float | None) -> Row:
     ms = median(times)
     return Row(
-        **facts, ms=ms, repeats=len(times), tokens_per_second=facts["length"] / ms * 1e3, ceiling_ms=ceiling,
-        share=None if ceiling is None else ceiling / ms, peak_gib=peak / GIB,
+        **facts, ms=ms, rested_ms=rested, repeats=len(times), tokens_per_second=facts["length"] / ms * 1e3,
+        ceiling_ms=ceiling, share=None if ceiling is None else ceiling / ms, peak_gib=peak / GIB,
     )  # fmt: skip
 
 
@@ -262,24 +263,25 @@ def measure_peer(name: str, size: str, length: int) -> Row:
         facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         ids = torch.randint(preset(size).num_tokens, (1, length), device=DEVICE)
         with torch.inference_mode():
-            times, peak, logits = timed(lambda: call(ids))
+            times, rested, peak, logits = timed(lambda: call(ids))
             finite = bool(logits.isfinite().all())
     except RuntimeError as error:
         out = isinstance(error, torch.cuda.OutOfMemoryError)
         return Row(**facts, error="out of memory" if out else f"{type(error).__name__}: {error}"[:160])
-    row = filled(facts, times, peak, None)
+    row = filled(facts, times, rested, peak, None)
     return row if finite else Row(**asdict(row) | {"error": "not finite"})
 
 
 # ---- clocks and ceilings -------------------------------------------------------------------------
 
 
-def timed(run: Callable[[], Tensor]) -> tuple[list[float], int, Tensor]:
-    """Milliseconds of each of some runs after those to warm up, the peak of memory in bytes, and what came out."""
+def timed(run: Callable[[], Tensor]) -> tuple[list[float], float, int, Tensor]:
+    """After those to warm up: milliseconds of each of some runs, those after a pause, the peak of memory, a result."""
     result = run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    return measure.times(run, SECONDS_A_ROW, apart=True), torch.cuda.max_memory_reserved(), result
+    times = measure.times(run, SECONDS_A_ROW, apart=True)
+    return times, measure.rested(run), torch.cuda.max_memory_reserved(), result
 
 
 def measure_ceilings() -> Ceilings:
@@ -295,8 +297,8 @@ def line(row: Row) -> str:
         return f"{head}  {row.error}"
     share = "" if row.share is None else f"  {row.share:4.0%} of the ceiling"
     return (
-        f"{head} {row.ms:9.2f} ms {row.tokens_per_second or 0:11,.0f} tokens/s{share}  {row.peak_gib:5.1f} GiB"
-        f"  ({row.repeats} repeats)" + ("" if row.error is None else f"  {row.error}")
+        f"{head} {row.ms:9.2f} ms, rested {row.rested_ms:9.2f} ms {row.tokens_per_second or 0:11,.0f} tokens/s{share}"
+        f"  {row.peak_gib:5.1f} GiB  ({row.repeats} repeats)" + ("" if row.error is None else f"  {row.error}")
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from andromeda.kernels import rotate
-from andromeda.kernels.flash_backward import delta_kernel, dkv_kernel, dq_kernel
+from andromeda.kernels.flash_backward import dkv_kernel, dq_kernel
 from andromeda.kernels.flash_forward import forward_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
 from andromeda.kernels.launch import on_device_of
@@ -167,37 +167,34 @@ def _backward(
     windows: Tensor | None, starts: Tensor | None, local: int, rotated: int, xpos_scale: float, interpolation: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, and dkeys and dv in float32's sums, rounded to the inputs' types."""
-    batch, queries, heads, dim_head = q.shape
     dout, keys, v = _aligned(dout), _aligned(keys), _aligned(v)
-    rotary, delta = _rotary(q, rotated, xpos_scale, interpolation), torch.empty_like(lse)
+    rotary = _rotary(q, rotated, xpos_scale, interpolation)
     with on_device_of(q):
-        delta_kernel[(triton.cdiv(queries, 64), batch * heads)](
-            out, dout, delta, *out.stride()[:3], *dout.stride()[:3], queries, heads, D=dim_head, TOKENS=64
-        )
-        dq = _dq(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
+        dq, delta = _dq(out, dout, lse, q, keys, v, slopes, windows, starts, local, rotary)
         dkeys, dv = _dkv(dout, lse, delta, q, keys, v, slopes, windows, starts, local, rotary)
     return dq, dkeys, dv
 
 
 def _dq(
-    dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
+    out: Tensor, dout: Tensor, lse: Tensor, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
     windows: Tensor | None, starts: Tensor | None, local: int, rotary: Rotary | None,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dq, and what `_dkv` needs of the same rows: delta (B, heads, T)."""
     batch, queries, heads, dim_head = q.shape
     num_keys, tiles = keys.shape[3], plan(dim_head).dq
     first, rows = num_keys - queries, tiles.queries
-    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out, dq, delta = out.contiguous(), torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(lse)
     num_tiles = (num_keys - 1) // rows - first // rows + 1
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
         dq_kernel[(num_tiles * segment.count, batch)](
-            q, keys_at, v_at, dout, lse, delta, dq, *(_pointer(x, q) for x in (slopes, windows, starts)),
+            q, keys_at, v_at, out, dout, lse, delta, dq, *(_pointer(x, q) for x in (slopes, windows, starts)),
             _decay(rotary, q), *q.stride()[:3], *dout.stride()[:3], *dq.stride()[:3],
             queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
             **_switches(segment, rotary, windows, starts),
             D=dim_head, **tiles.options(),
         )  # fmt: skip
-    return dq
+    return dq, delta
 
 
 def _dkv(

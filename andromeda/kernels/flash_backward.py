@@ -24,22 +24,6 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def delta_kernel(
-    out_ptr, dout_ptr, delta_ptr, out_b, out_t, out_h, dout_b, dout_t, dout_h, tokens, heads,
-    D: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    """delta (B, heads, T) = sum over channels of out * dout: the softmax's own share of the gradient."""
-    batch, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    t = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
-    inside = t < tokens
-    c = tl.arange(0, D)[None, :]
-    out = tl.load(out_ptr + batch * out_b + h * out_h + t[:, None] * out_t + c, mask=inside[:, None], other=0.0)
-    dout = tl.load(dout_ptr + batch * dout_b + h * dout_h + t[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
-    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * tokens + t, delta, mask=inside)
-
-
-@triton.jit
 def _dq_span(
     dq, q, dout, lse, delta, keys, v, which, batch, kv,
     lo, hi, all_from, first, i, start, slope, window,
@@ -68,14 +52,17 @@ def _dq_span(
 
 @triton.jit
 def dq_kernel(
-    q_ptr, keys, v, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
+    q_ptr, keys, v, out_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
     slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
     q_b, q_t, q_h, dout_b, dout_t, dout_h, dq_b, dq_t, dq_h,
     queries, num_keys, heads, first_head, num_heads, group, tiles,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, WIDEN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Grid and shapes of the forward kernel; lse, delta (B, heads, T)."""
+    """Grid and shapes of the forward kernel; out and dq have the same strides.
+
+    Leaves delta (B, heads, T) behind, the softmax's own share of the gradient: the sum over channels of out * dout.
+    """
     batch = tl.program_id(1)
     h, tile = head_and_tile(tl.program_id(0), first_head, num_heads, tiles, LOCAL)
     first, i, row, inside, start, window, lo, hi, all_from = query_tile(
@@ -85,9 +72,11 @@ def dq_kernel(
     wide, c = batch.to(tl.int64), tl.arange(0, D)[None, :]
     q = tl.load(q_ptr + wide * q_b + h * q_h + row[:, None] * q_t + c, mask=inside[:, None], other=0.0)
     dout = tl.load(dout_ptr + wide * dout_b + h * dout_h + row[:, None] * dout_t + c, mask=inside[:, None], other=0.0)
+    out = tl.load(out_ptr + wide * dq_b + h * dq_h + row[:, None] * dq_t + c, mask=inside[:, None], other=0.0)
+    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
     rows = (wide * heads + h) * queries + row
+    tl.store(delta_ptr + rows, delta, mask=inside)
     lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf"))
-    delta = tl.load(delta_ptr + rows, mask=inside, other=0.0)
     dq = tl.zeros([BM, D], tl.float32)
     chunks, oldest = 1, 0
     if CHUNK > 0:

@@ -247,10 +247,10 @@ def _target(out: Tensor) -> Tensor:
 
 @triton.jit
 def _add_norm_shift_kernel(
-    x_ptr, o_ptr, o_scale_ptr, weight_ptr, h_ptr, h_scale_ptr,
+    x_ptr, o_ptr, weight_ptr, h_ptr, h_scale_ptr,
     rows, alpha, eps,
     DIM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
-    POST: tl.constexpr, SEPARATE: tl.constexpr, O_SCALED: tl.constexpr, H_SCALED: tl.constexpr,
+    POST: tl.constexpr, SEPARATE: tl.constexpr, H_SCALED: tl.constexpr,
 ):  # fmt: skip
     """One program: one token. Part i of its channels lies i rows further on."""
     r = tl.program_id(1).to(tl.int64) * rows + tl.program_id(0)
@@ -261,8 +261,6 @@ def _add_norm_shift_kernel(
     o = tl.load(o_ptr + r * DIM + c, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + c, mask=inside, other=0.0)
-    if O_SCALED:
-        o *= tl.load(o_scale_ptr + r)
     x = alpha * x + o
     centred = tl.where(inside, x - tl.sum(x, 0) / DIM, 0.0)
     y = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps) * weight
@@ -284,7 +282,6 @@ def add_norm_shift(
     alpha: float,
     eps: float,
     post: bool,
-    o_scale: Tensor | None = None,
     h: Tensor | None = None,
     h_scale: Tensor | None = None,
 ) -> None:
@@ -294,17 +291,16 @@ def add_norm_shift(
         x: (B, T + shift, dim) contiguous, the residual; part i of token t in row t + i. Changed in place.
         o: (B, T + shift, dim) contiguous, what is added, token t in row t.
         weight: (dim,) float32, LayerNorm's.
-        o_scale: (B, T + shift) float32: o is to be multiplied by it.
         h: like x, where the normalised goes as well; None: nowhere.
         h_scale: () float32: h is divided by it.
     """
     batch, rows, dim = x.shape
     block, target = triton.next_power_of_2(dim), x if h is None else _target(h)
     _add_norm_shift_kernel[(rows - shift, batch)](
-        x, o, x if o_scale is None else o_scale, weight, target, x if h_scale is None else h_scale,
+        x, o, weight, target, x if h_scale is None else h_scale,
         rows, alpha, eps,
         DIM=dim, WIDTH=dim // (shift + 1), SHIFT=shift, BLOCK=block,
-        POST=post, SEPARATE=h is not None, O_SCALED=o_scale is not None, H_SCALED=h_scale is not None,
+        POST=post, SEPARATE=h is not None, H_SCALED=h_scale is not None,
         num_warps=min(16, max(1, block // 512)),
     )  # fmt: skip
     if h is not None and target is not h:

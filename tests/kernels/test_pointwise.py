@@ -160,15 +160,12 @@ def test_activation_in_e4m3_is_off_by_a_rounding(kind: str) -> None:
 def test_add_norm_shift_is_the_plain_block(shift: int, dim: int, tokens: int, post: bool, batch: int) -> None:
     torch.manual_seed(dim * tokens)
     x, o, weight = rand(batch, tokens, dim), rand(batch, tokens, dim), rand(dim)
-    o_scale = torch.rand(batch, tokens + shift, device=DEVICE)
     rows, separate = (torch.zeros(batch, tokens + shift, dim, device=DEVICE) for _ in range(2))
     pointwise.to_delayed_rows(x, shift, rows)
     assert torch.equal(rows[:, :tokens], shift_tokens(x, shift))
     padded = F.pad(o, (0, 0, 0, shift), value=torch.nan)
-    pointwise.add_norm_shift(
-        rows, padded, weight, shift=shift, alpha=1.7, eps=1e-5, post=post, o_scale=o_scale, h=separate
-    )
-    total = 1.7 * x + o * o_scale[:, :tokens, None]
+    pointwise.add_norm_shift(rows, padded, weight, shift=shift, alpha=1.7, eps=1e-5, post=post, h=separate)
+    total = 1.7 * x + o
     normalised = F.layer_norm(total, (dim,), weight, eps=1e-5)
     assert_near(separate[:, :tokens], shift_tokens(normalised, shift))
     assert_near(pointwise.from_delayed_rows(rows, shift, 0, tokens), normalised if post else total)

@@ -48,7 +48,7 @@ class Step:
         if space.h8 is not None:
             if self.config.deepnorm:  # an embedding has no bound
                 space.h_scales[0].copy_((x.abs().amax().float() / E4M3_MAX).clamp(min=1e-30))
-            to_delayed_rows(_bytes((x / space.h_scales[0]).to(E4M3)), shift, _bytes(space.h8))
+            to_delayed_rows(_bytes((x / space.h_scales[0][0]).to(E4M3)), shift, _bytes(space.h8))
 
     def block(self, n: int) -> None:
         for stage in self.stages(n).values():
@@ -97,7 +97,9 @@ class Step:
     def _product_in(self, n: int) -> None:
         h, scales = self._input(n), self.space.h_scales
         self._pass_on(n, h)
-        self.layers[n].inward.product(h.flatten(0, 1)[: self._rows], self._fused, scales[n] if scales else None)
+        self.layers[n].inward.product(
+            h.flatten(0, 1)[: self._rows], self._fused, self._of_rows(scales[n] if scales else None)
+        )
 
     def _keys_and_values(self, n: int, q: Tensor | None) -> None:
         """Prepares q and all keys as attention takes them; finds all values."""
@@ -155,14 +157,12 @@ class Step:
             pointwise.activate(self._fused[:, queries:inner], kind)
             return
         assert space.act8 is not None and space.act_scales is not None
-        pointwise.activate_to_fp8(
-            self._fused[:, :inner], queries, kind, space.act8[: self._rows], space.act_scales.flatten()
-        )
+        pointwise.activate_to_fp8(self._fused[:, :inner], queries, kind, space.act8[: self._rows], space.act_scales)
 
     def _product_out(self, n: int) -> None:
         space, outward, (_, inner, _) = self.space, self.layers[n].outward, columns(self.config)
         a = self._fused[:, :inner] if outward.scale is None or space.act8 is None else space.act8[: self._rows]
-        outward.product(a, space.out.flatten(0, 1)[: self._rows], space.one)  # the scales of rows wait for `_add`
+        outward.product(a, space.out.flatten(0, 1)[: self._rows], self._of_rows(space.act_scales))
 
     def _add(self, n: int) -> None:
         """Residual and LayerNorm; what comes out stands where block n + 1 looks for it."""
@@ -173,7 +173,6 @@ class Step:
         pointwise.add_norm_shift(
             space.x, space.out, after.norm, shift=config.shift_tokens, eps=after.eps, post=config.deepnorm,
             alpha=config.deepnorm_alpha if config.deepnorm else 1.0,
-            o_scale=None if self.layers[n].outward.scale is None else space.act_scales,
             h=None if target is space.x else target, h_scale=space.h_scales[n + 1] if target is space.h8 else None,
         )  # fmt: skip
 
@@ -189,6 +188,9 @@ class Step:
     def _fused(self) -> Tensor:
         """(_rows, columns) of space.fused."""
         return self.space.fused.flatten(0, 1)[: self._rows]
+
+    def _of_rows(self, scales: Tensor | None) -> Tensor | None:
+        return None if scales is None else scales[: self._rows]
 
     def _queries(self) -> Tensor:
         """(B, T, H, D) where they are."""
@@ -211,7 +213,7 @@ class Step:
         given, width = min(shift, self.tokens), self.config.dim // (shift + 1)
         if not self.config.deepnorm and h.dtype == E4M3:
             state = from_delayed_rows(_bytes(h), shift, self.tokens - given, given).view(E4M3)
-            state = (state.float() * space.h_scales[n]).to(space.x.dtype)
+            state = (state.float() * space.h_scales[n][0]).to(space.x.dtype)
         else:
             state = from_delayed_rows(space.x if self.config.deepnorm else h, shift, self.tokens - given, given)
         if given < shift:
@@ -221,7 +223,7 @@ class Step:
         if before is None:
             return
         if h.dtype == E4M3:
-            before = (before.float() / space.h_scales[n]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+            before = (before.float() / space.h_scales[n][0]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
         for i in range(1, shift + 1):  # row t < i lacks part i, which is that of token t - i
             part = slice(i * width, (i + 1) * width)
             rows = min(i, h.shape[1])

@@ -20,15 +20,14 @@ class Space:
     x: Tensor  # (B, R, dim) residual, in delayed rows
     h: Tensor | None  # the same, normalised, where that is not the residual
     h8: Tensor | None  # the same in e4m3
-    h_scales: list[Tensor]  # () a block
+    h_scales: list[Tensor]  # (B * R, 1) a block: of h8, one number
     fused: Tensor  # (B, R, columns): queries, then attention's output | feed-forward | keys | values
     keys: Tensor  # (1 or 2, B, kv_heads, S, D)
     q8: Tensor | None  # (B, T, global heads, D) in e4m3
     keys8: Tensor | None  # (1, B, kv_heads, S, D) in e4m3
     out: Tensor  # (B, R, dim)
     act8: Tensor | None  # (B * R, H * D + ff) attention's output and the activation in e4m3
-    act_scales: Tensor | None  # (B, R)
-    one: Tensor  # () 1.0
+    act_scales: Tensor | None  # (B * R, 1)
 
 
 def allocate(
@@ -48,20 +47,20 @@ def allocate(
         x=new(*residual).zero_(),
         h=None if config.deepnorm else new(*residual).zero_(),
         h8=new(*residual, dtype=torch.uint8).zero_().view(E4M3) if fp8 else None,
-        h_scales=_scales(config, layers) if fp8 else [],
+        h_scales=_scales(config, layers, batch * rows) if fp8 else [],
         fused=new(batch, rows, all_columns),
         keys=new(sorts, batch, config.kv_heads, held + tokens, config.dim_head),
         q8=new(batch, tokens, heads8, config.dim_head, dtype=E4M3) if heads8 else None,
         keys8=new(1, batch, config.kv_heads, held + tokens, config.dim_head, dtype=E4M3) if heads8 else None,
         out=new(*residual),
         act8=new(batch * rows, inner, dtype=E4M3) if fp8 else None,
-        act_scales=new(batch, rows, dtype=torch.float32) if fp8 else None,
-        one=torch.ones((), device=device),
+        act_scales=new(batch * rows, 1, dtype=torch.float32) if fp8 else None,
     )
 
 
-def _scales(config: AndromedaConfig, layers: Sequence[Layer]) -> list[Tensor]:
+def _scales(config: AndromedaConfig, layers: Sequence[Layer], rows: int) -> list[Tensor]:
     """Of what each block reads: LayerNorm's output. Behind no LayerNorm, 1, in whose place a measured one comes."""
     norms = [None, *layers[:-1]] if config.deepnorm else layers
     one = layers[0].norm.new_ones(())
-    return [(one if layer is None else norm_bound(layer.norm, config.dim)) / E4M3_MAX for layer in norms]
+    bounds = [one if layer is None else norm_bound(layer.norm, config.dim) for layer in norms]
+    return [(bound / E4M3_MAX).repeat(rows, 1) for bound in bounds]

@@ -17,13 +17,16 @@ E4M3_MAX = 448.0
 
 @dataclass(frozen=True)
 class Matrix:
-    """(out, in) weights; in e4m3 to be multiplied by `scale`."""
+    """(out, in) weights; in e4m3 to be multiplied by `scale` (1, out)."""
 
     value: Tensor
     scale: Tensor | None = None
 
     def product(self, a: Tensor, out: Tensor, a_scale: Tensor | None = None) -> None:
-        """out = a @ value.T, with a (rows, in) in e4m3 if the weights are."""
+        """out = a @ value.T, with a (rows, in) in e4m3 if the weights are, to be multiplied by a_scale (rows, 1).
+
+        A scale a row and a column costs no time: it takes another product, which is as fast as that with one for all.
+        """
         if self.scale is None:
             torch.mm(a, self.value.t(), out=out)
             return
@@ -70,8 +73,8 @@ def _pack(model: Andromeda, n: int, dtype: torch.dtype, in_fp8: bool) -> Layer:
     def matrix(weight: Tensor) -> Matrix:
         if not in_fp8:
             return Matrix(weight.to(dtype))
-        scale = weight.abs().amax().float() / E4M3_MAX
-        return Matrix((weight.float() / scale).to(E4M3), scale)
+        scale = (weight.abs().amax(1, keepdim=True).float() / E4M3_MAX).clamp(min=1e-30)
+        return Matrix((weight.float() / scale).to(E4M3), scale.t())
 
     return Layer(
         inward=matrix(torch.cat([qkv[:queries], ff.up.weight, qkv[queries:]])),
