@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from andromeda.commands.output import count, plain_console, plain_table, plural,
 from andromeda.errors import AndromedaError
 
 if TYPE_CHECKING:
-    from andromeda.data.build import Advance
+    from andromeda.data.sift import Advance
     from andromeda.data.stream import Sequence, Stream
 
 
-def build(spec: str, out: str, *, corpus: str = ".") -> None:
+def build(spec: str, out: str, *, corpus: str = ".", workers: int | None = None) -> None:
     """Builds tokens, packed sequences and their order from text, or goes on where it was stopped.
 
     The same spec and text give the same bytes.
@@ -25,6 +25,7 @@ def build(spec: str, out: str, *, corpus: str = ".") -> None:
         spec: YAML file, such as recipes/data/small.yaml.
         out: a new directory.
         corpus: the folder that the spec's files are in.
+        workers: processes; as many as there are cores where none is named. What is built does not depend on it.
     """
     from andromeda.data.build import build as build_data
     from andromeda.data.spec import read_spec
@@ -32,14 +33,26 @@ def build(spec: str, out: str, *, corpus: str = ".") -> None:
     plan = read_spec(spec)
     if not Path(corpus).is_dir():
         raise AndromedaError(f"--corpus {corpus}: no such folder; name the one that the spec's files are in")
+    if workers is not None and workers < 1:
+        raise AndromedaError(f"--workers {workers}: must be 1 or more")
     with _progress() as advance:
-        manifest = build_data(plan, Path(corpus), Path(out), advance)
+        manifest = build_data(plan, Path(corpus), Path(out), advance, workers)
     tokens = sum(facts["num_tokens"] for facts in manifest["sources"].values())
     sequences = plural(manifest["num_sequences"], "sequence")
     say(f"{out}: {count(tokens)} tokens of {plural(len(manifest['sources']), 'source')}, {sequences} in training")
     for name, facts in manifest["sources"].items():
-        for reason, number in facts["unread"].items():
-            say(f"{name}: {plural(number, 'record')} left out: {reason} (listed in sources/{name}/unread.txt)")
+        for what, counts in (("could not be used", facts["unread"]), ("removed", facts["removed"])):
+            if counts:
+                number = plural(sum(counts.values()), "document")
+                say(f"{name}: {number} {what} ({_most(counts)}), listed in sources/{name}")
+
+
+def _most(counts: Mapping[str, int], shown: int = 3) -> str:
+    """The commonest reasons."""
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    others = sum(number for _, number in ordered[shown:])
+    parts = [f"{reason} {number:,}" for reason, number in ordered[:shown]]
+    return ", ".join([*parts, f"other reasons {others:,}"] if others else parts)
 
 
 def verify(out: str) -> None:
@@ -59,29 +72,22 @@ def verify(out: str) -> None:
 
 
 def stats(out: str) -> None:
-    """What a build holds: documents, tokens and what was left out by source, sequences and padding by stage.
+    """What a build holds: documents and tokens by source, sequences and padding by stage, what was left out and why.
 
     Args:
         out: the directory of the build.
     """
+    from andromeda.data.report import tables
     from andromeda.data.stream import Stream
 
-    stream, console = Stream(out), plain_console()
-    sources = plain_table("source", "documents", "tokens", "bytes a token", "left out", "licence")
-    for name, facts in stream.manifest["sources"].items():
-        density, left_out = facts["num_bytes"] / max(1, facts["num_tokens"]), sum(facts["unread"].values())
-        figures = f"{facts['num_documents']:,}", f"{facts['num_tokens']:,}", f"{density:.2f}", f"{left_out:,}"
-        sources.add_row(name, *figures, facts["licence"])
-    stages = plain_table("stage", "source", "tokens a sequence", "sequences", "share", "padding")
-    for stage, counts in zip(stream.mix.stages, stream.mix.counts, strict=True):
-        for name, number in zip(stream.mix.sources, counts.tolist(), strict=True):
-            if number:
-                padding = stream.packings[name, stage.seq_len].padding_share
-                shares = f"{number:,}", f"{number / counts.sum():.1%}", f"{padding:.2%}"
-                stages.add_row(stage.name, name, f"{stage.seq_len:,}", *shares)
-    console.print(sources)
-    console.print()
-    console.print(stages)
+    console = plain_console()
+    for number, table in enumerate(tables(Stream(out))):
+        shown = plain_table(*table.columns)
+        for row in table.rows:
+            shown.add_row(*row)
+        if number:
+            console.print()
+        console.print(shown)
 
 
 def show(out: str, *, sequence: int = 0) -> None:

@@ -3,77 +3,60 @@
     manifest.json          written last: without it there is no build
     spec.yaml, build.key   the spec as it was given, and what this is a build of
     tokenizer/             tokenizer.json and its like
-    sources/NAME/          see `store`; what could not be read stands in unread.txt
+    evaluations.json       how many evaluation texts documents were compared with, where the spec names some
+    sources/NAME/          see `store`; what could not be read stands in unread.txt, what was removed in removed.txt
     packs/NAME-LENGTH/     see `pack`: offsets.npy, documents.npy, starts.npy, lengths.npy
+    report.md, report.png  see `report`; not part of the manifest, since other releases draw other pictures
+    .work/                 while it is built: what is kept of each source, see `texts`, and the duplicates, see `across`
 
-Each source and each pack appears whole, so a build that was killed goes on where it was. Two builds of one spec and
-corpus are the same byte for byte.
+Each source, each pack and each part of .work appears whole, so a build that was killed goes on where it was. Two builds
+of one spec and corpus are the same byte for byte, whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from andromeda.atomic import atomic_directory, replace_file
-from andromeda.data.fields import Document
+from andromeda.data.across import Across, find_duplicates
+from andromeda.data.encode import Done, Encode, build_store, stay
+from andromeda.data.encode import Work as Lines
+from andromeda.data.generated import Generated
 from andromeda.data.mix import Mix
 from andromeda.data.pack import pack
-from andromeda.data.sources import Source, Unread
+from andromeda.data.sift import Advance, AnySource, Sift, sift
+from andromeda.data.sift import Work as Items
 from andromeda.data.spec import Spec
-from andromeda.data.store import FACTS, Encoded, Store, batched, write_store
+from andromeda.data.store import Store
+from andromeda.data.texts import Batch, Texts, from_line
+from andromeda.data.workers import Workers, cores
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, SPEC, OWNER = "manifest.json", "spec.yaml", "build.key"
-BATCH_CHARACTERS = 1 << 20  # documents that are tokenised together
-UNREAD = "unread.txt"
+WORK, EVALUATIONS = ".work", "evaluations.json"
+REPORT, PICTURE = "report.md", "report.png"
 PACK_ARRAYS = ("offsets", "documents", "starts", "lengths")
 
-Advance = Callable[[str, int, int], None]  # source, documents and bytes more than before
 
-
-@dataclass
-class _Read:
-    """A source's documents as they come, and what did not become one: counted, and a line each in `log`."""
-
-    source: Source
-    folder: Path
-    log: IO[str] | None = None
-    unread: Counter[str] = field(default_factory=Counter)
-
-    def documents(self) -> Iterator[Document]:
-        for path in self.source.paths(self.folder):
-            for item in self.source.read(self.folder, path):
-                if isinstance(item, Unread):
-                    self.leave_out(item)
-                elif item.text is not None and (not item.text or item.text.isspace()):
-                    self.leave_out(Unread(item.where, "empty", f"{item.where}: no text"))
-                else:
-                    yield item
-
-    def leave_out(self, item: Unread) -> None:
-        self.unread[item.reason] += 1
-        if self.log is not None:
-            self.log.write(f"{item.reason}\t{' '.join(item.message.split())}\n")
-
-
-def build(spec: Spec, corpus: Path, out: Path, advance: Advance) -> dict[str, Any]:
+def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: int | None = None) -> dict[str, Any]:
     """Builds what is not yet there.
 
     Args:
         spec: what.
         corpus: the folder in which the sources' files lie.
         out: a new directory, or one of an earlier build of the same spec and corpus.
-        advance: called as documents are tokenised.
+        advance: called as documents are read and tokenised.
+        num_workers: processes; None: one for each core. They are started where there is much to do, and import the
+            main module again, so a script calls this below `if __name__ == "__main__"`.
 
     Returns:
         The manifest.
@@ -83,17 +66,15 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance) -> dict[str, An
             failed.
     """
     keys = {source.name: _fingerprint(source, corpus) for source in spec.sources}
-    key = _digest(FORMAT, spec.sha256, _tokenizer_key(spec), *keys.values())
+    evaluations = _files_digest(spec.decontaminate.paths(corpus), corpus) if spec.decontaminate else ""
+    key = _digest(FORMAT, spec.sha256, _tokenizer_key(spec), *keys.values(), evaluations)
     _claim(out, key)
     manifest_path = out / MANIFEST
     if manifest_path.is_file():
         return read_manifest(out)
     if not (out / SPEC).is_file():
         replace_file(out / SPEC, spec.text)
-    tokenizer = _tokenizer(spec, corpus, out)
-    for source in spec.sources:
-        _build_source(source, corpus, out / "sources" / source.name, tokenizer, keys[source.name], advance)
-    stores = {source.name: Store(out / "sources" / source.name) for source in spec.sources}
+    stores = _stores(spec, corpus, out, keys, num_workers or cores(), advance)
     sizes = {}
     for name, seq_len in dict.fromkeys((name, stage.seq_len) for stage in spec.stages for name in stage.sources):
         sizes[name, seq_len] = _build_pack(stores[name], out / "packs" / f"{name}-{seq_len}", seq_len)
@@ -102,7 +83,8 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance) -> dict[str, An
         "format": FORMAT,
         "key": key,
         "spec_sha256": spec.sha256,
-        "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_sha256": Tokenizer.load(out / "tokenizer").sha256,
+        "evaluations": {"sha256": evaluations, **json.loads((out / EVALUATIONS).read_bytes())} if evaluations else None,
         "sources": {name: store.facts for name, store in stores.items()},
         "stages": {
             stage.name: {"seq_len": stage.seq_len, "sequences": dict(zip(mix.sources, counts.tolist(), strict=True))}
@@ -148,7 +130,68 @@ def verify(out: Path) -> list[str]:
     return problems
 
 
-# ---- parts ---------------------------------------------------------------------------------------
+# ---- the sources ---------------------------------------------------------------------------------
+
+
+def _stores(
+    spec: Spec, corpus: Path, out: Path, keys: Mapping[str, str], num_workers: int, advance: Advance
+) -> dict[str, Store]:
+    folders = {source.name: out / "sources" / source.name for source in spec.sources}
+    if not all(folder.is_dir() for folder in folders.values()):
+        texts = _texts(spec, corpus, out, num_workers, advance)
+        across = None
+        if any(source.dedup != "off" for source in spec.sources):
+            find_duplicates(spec.sources, texts, spec.near, out / WORK / "duplicates")
+            across = Across(spec.sources, texts, out / WORK / "duplicates")
+        tokenizer = _tokenizer(spec, out / "tokenizer", texts, across)
+        bad = {source.name: "stop" if isinstance(source, Generated) else source.bad for source in spec.sources}
+        with Workers[Lines, Done](Encode(tokenizer, bad), num_workers) as workers:
+            for source in spec.sources:
+                facts = {"licence": source.licence, "priority": source.priority, "files_sha256": keys[source.name]}
+                build_store(
+                    source, texts[source.name], across, folders[source.name], tokenizer, workers, facts, advance
+                )
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    return {name: Store(folder) for name, folder in folders.items()}
+
+
+def _texts(spec: Spec, corpus: Path, out: Path, num_workers: int, advance: Advance) -> dict[str, Texts]:
+    folder, evaluations = out / WORK / "texts", None
+    if spec.decontaminate and not all((folder / source.name).is_dir() for source in spec.sources):
+        evaluations = spec.decontaminate.read(corpus)
+        counts = {"texts": evaluations.num_texts, "too_short": len(evaluations.untested)}
+        replace_file(out / EVALUATIONS, json.dumps(counts) + "\n")
+    function = Sift({source.name: source for source in spec.sources}, evaluations, spec.near)
+    with Workers[Items, Batch](function, num_workers) as workers:
+        for source in spec.sources:
+            sift(source, corpus, folder / source.name, workers, advance)
+    return {source.name: Texts(folder / source.name) for source in spec.sources}
+
+
+def _tokenizer(spec: Spec, folder: Path, texts: Mapping[str, Texts], across: Across | None) -> Tokenizer:
+    if not folder.is_dir():
+        if spec.tokenizer_path is None:
+            assert spec.vocab_size is not None
+            made = Tokenizer.train(_said(texts, across), spec.vocab_size)
+        else:
+            made = Tokenizer.load(spec.tokenizer_path)
+        with atomic_directory(folder, replaceable=lambda _: False) as new:
+            made.save(new)
+    return Tokenizer.load(folder)
+
+
+def _said(texts: Mapping[str, Texts], across: Across | None) -> Iterator[str]:
+    """What a vocabulary is trained on: all texts that stay, and the messages of conversations."""
+    for name, source in texts.items():
+        for line in stay(name, source, across):
+            document = from_line(line)
+            if document.text is not None:
+                yield document.text
+            else:
+                yield from (str(message.get("content") or "") for message in document.messages or ())
+
+
+# ---- other parts ---------------------------------------------------------------------------------
 
 
 def _claim(out: Path, key: str) -> None:
@@ -170,80 +213,6 @@ def _tokenizer_key(spec: Spec) -> str:
     return str(spec.vocab_size) if spec.tokenizer_path is None else Tokenizer.load(spec.tokenizer_path).sha256
 
 
-def _tokenizer(spec: Spec, corpus: Path, out: Path) -> Tokenizer:
-    folder = out / "tokenizer"
-    if not folder.is_dir():
-        if spec.tokenizer_path is None:
-            assert spec.vocab_size is not None
-            made = Tokenizer.train(_texts(spec.sources, corpus), spec.vocab_size)
-        else:
-            made = Tokenizer.load(spec.tokenizer_path)
-        with atomic_directory(folder, replaceable=lambda _: False) as new:
-            made.save(new)
-    return Tokenizer.load(folder)
-
-
-def _texts(sources: Sequence[Source], corpus: Path) -> Iterator[str]:
-    for source in sources:
-        for document in _Read(source, corpus).documents():
-            if document.text is not None:
-                yield document.text
-            else:
-                yield from (str(message.get("content") or "") for message in document.messages or ())
-
-
-def _build_source(source: Source, corpus: Path, folder: Path, tokenizer: Tokenizer, key: str, advance: Advance) -> None:
-    if folder.is_dir():
-        return
-    conversations = source.fields.text is None
-    with atomic_directory(folder, replaceable=lambda _: False) as new:
-        with (new / UNREAD).open("w", encoding="utf-8", newline="\n") as log:
-            read = _Read(source, corpus, log)
-            facts = write_store(
-                new, _encoded(read, tokenizer, advance),
-                eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, conversations=conversations,
-            )  # fmt: skip
-        facts |= {
-            "licence": source.licence, "conversations": conversations, "unread": dict(sorted(read.unread.items())),
-            "files_sha256": key,
-        }  # fmt: skip
-        (new / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def _encoded(read: _Read, tokenizer: Tokenizer, advance: Advance) -> Iterator[Encoded]:
-    for batch in batched(read.documents(), BATCH_CHARACTERS, _characters):
-        texts = iter(tokenizer.encode_batch([document.text for document in batch if document.text is not None]))
-        num_documents = num_bytes = 0
-        for document in batch:
-            done = _text(document, next(texts)) if document.text is not None else _chat(document, tokenizer, read)
-            if done is not None:
-                num_documents, num_bytes = num_documents + 1, num_bytes + done.num_bytes
-                yield done
-        advance(read.source.name, num_documents, num_bytes)
-
-
-def _text(document: Document, ids: list[int]) -> Encoded:
-    return Encoded(document.where, ids, None, len((document.text or "").encode()))
-
-
-def _chat(document: Document, tokenizer: Tokenizer, read: _Read) -> Encoded | None:
-    """None where the chat template refuses it and such documents are left out."""
-    try:
-        ids, learned = tokenizer.encode_chat_with_mask(document.messages or (), document.tools)
-    except AndromedaError as error:
-        if read.source.bad == "stop":
-            raise AndromedaError(f"source {read.source.name}: {document.where}: {error}") from error
-        read.leave_out(Unread(document.where, "no conversation", f"{document.where}: {error}"))
-        return None
-    return Encoded(document.where, ids, learned, len(tokenizer.decode(ids).encode()))
-
-
-def _characters(document: Document) -> int:
-    if document.text is not None:
-        return len(document.text)
-    return sum(len(str(message.get("content"))) for message in document.messages or ())
-
-
 def _build_pack(store: Store, folder: Path, seq_len: int) -> int:
     """The number of sequences."""
     if not folder.is_dir():
@@ -257,9 +226,14 @@ def _build_pack(store: Store, folder: Path, seq_len: int) -> int:
 # ---- fingerprints --------------------------------------------------------------------------------
 
 
-def _fingerprint(source: Source, corpus: Path) -> str:
+def _fingerprint(source: AnySource, corpus: Path) -> str:
+    """Of its files; what is generated follows from the spec."""
+    return "" if isinstance(source, Generated) else _files_digest(source.paths(corpus), corpus)
+
+
+def _files_digest(paths: Iterable[Path], corpus: Path) -> str:
     digest = hashlib.sha256()
-    for path in source.paths(corpus):
+    for path in paths:
         digest.update(f"{path.relative_to(corpus).as_posix()}\0{_sha256(path)}\n".encode())
     return digest.hexdigest()
 
@@ -277,6 +251,7 @@ def _sha256(path: Path) -> str:
 
 
 def _files(out: Path) -> Iterable[Path]:
-    """All of a build but the manifest, which names them, and what a killed writer left."""
-    found = (path for path in out.rglob("*") if path.is_file() and path != out / MANIFEST)
+    """All of a build but the manifest, which names them, the report, and what a killed writer left."""
+    others = {out / name for name in (MANIFEST, REPORT, PICTURE)}
+    found = (path for path in out.rglob("*") if path.is_file() and path not in others)
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(out).parts))

@@ -8,8 +8,9 @@ A source's spec chooses, under `clean`:
       min_english: 0.07
       redact: [keys, emails]
 
-Of a conversation, the content of each message is cleaned, and one that fails drops the conversation. Redaction goes
-through all that is said, arguments of calls and tools included, so that they still agree with each other.
+Of a conversation, the content of each message is cleaned, and one that fails drops the conversation; what a tool gave
+is no prose, and only repaired. Redaction goes through all that is said, arguments of calls and tools included, so that
+they still agree with each other.
 """
 
 from __future__ import annotations
@@ -146,9 +147,12 @@ def _conversation(document: Document, rules: Rules, changes: Counter[str]) -> Do
 def _message(message: Mapping[str, Any], rules: Rules, changes: Counter[str]) -> Mapping[str, Any] | Failure:
     cleaned: dict[str, Any] = {}
     for name, value in message.items():
-        if name == "content":
+        if name == "content" and message["role"] == "tool":
+            text = _repaired(value, rules, changes) if isinstance(value, str) else value
+            cleaned[name] = _redacted(text, rules, changes)
+        elif name == "content":
             content = _content(value, rules, changes)
-            says_otherwise = message["role"] == "tool" or message.get("tool_calls") or message.get("tool_call")
+            says_otherwise = message.get("tool_calls") or message.get("tool_call")
             if isinstance(content, Failure) and not (says_otherwise and content.reason == "empty"):
                 return content
             cleaned[name] = value if isinstance(content, Failure) else content

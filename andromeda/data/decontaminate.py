@@ -6,17 +6,63 @@ out; an evaluation text of fewer words, down to 8, counts as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from andromeda.data import shingles
+from andromeda.data.minhash import strings
 from andromeda.data.shingles import Hashes
+from andromeda.data.sources import Source, raw_records
 from andromeda.errors import AndromedaError
 
 SHORTEST = 8  # words
+
+
+@dataclass(frozen=True)
+class Decontaminate:
+    """Which files hold evaluation texts: every string of every record in them, or a whole file.
+
+    Attributes:
+        files: patterns under the corpus folder.
+        words: in a row that a document may not share with any of them.
+
+    Raises:
+        AndromedaError: no files, or some outside the corpus folder; fewer than 2 words.
+    """
+
+    files: tuple[str, ...]
+    words: int = 13
+
+    def __post_init__(self) -> None:
+        _check_length(self.words)
+        self._source()
+
+    def paths(self, corpus: Path) -> list[Path]:
+        """
+        Raises:
+            AndromedaError: a pattern that no file matches.
+        """
+        return self._source().paths(corpus)
+
+    def read(self, corpus: Path) -> Evaluations:
+        """
+        Raises:
+            AndromedaError: a file or a record cannot be read, or there is no text long enough.
+        """
+        return Evaluations(self._texts(corpus), self.words)
+
+    def _source(self) -> Source:
+        return Source("decontaminate", self.files, "")
+
+    def _texts(self, corpus: Path) -> Iterator[tuple[str, str]]:
+        for path in self.paths(corpus):
+            for raw in raw_records(path, path.relative_to(corpus).as_posix(), None):
+                yield from ((raw.where, text) for text in strings(raw.record()))
 
 
 class Shared(NamedTuple):
@@ -39,14 +85,14 @@ class Evaluations:
 
     Attributes:
         untested: names of texts with fewer than 8 words (or than `length`), which cannot be told from chance.
+        num_texts: the others.
 
     Raises:
         AndromedaError: `length` is below 2, or there is no text long enough.
     """
 
     def __init__(self, texts: Iterable[tuple[str, str]], length: int = 13) -> None:
-        if length < 2:
-            raise AndromedaError(f"decontamination: n-grams of {length} words would be in every text; 13 is usual")
+        _check_length(length)
         self.untested: list[str] = []
         self._names: list[str] = []
         parts: dict[int, list[tuple[int, Hashes]]] = {}
@@ -60,6 +106,7 @@ class Evaluations:
             self._names.append(name)
         if not parts:
             raise AndromedaError(f"decontamination: no evaluation text has {min(SHORTEST, length)} words or more")
+        self.num_texts = len(self._names)
         self._tables = {n: _Table(part) for n, part in sorted(parts.items())}
 
     def shared(self, text: str) -> Shared | None:
@@ -71,6 +118,11 @@ class Evaluations:
             return None
         start, text_number, n = min(found)
         return Shared(self._names[text_number], " ".join(words[start : start + n]))
+
+
+def _check_length(words: int) -> None:
+    if words < 2:
+        raise AndromedaError(f"decontamination: n-grams of {words} words would be in every text; 13 is usual")
 
 
 class _Table:

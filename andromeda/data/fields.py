@@ -41,12 +41,14 @@ class Document:
         where: its file within the corpus folder, and line or row, as in poems.jsonl.xz:17.
         text: None: it is a conversation.
         messages, tools: as the chat template takes them.
+        span: of a text, the characters [begin, end) that are learned; None: all.
     """
 
     where: str
     text: str | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

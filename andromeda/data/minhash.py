@@ -86,15 +86,16 @@ def words_of(document: Document) -> str:
     if document.text is not None:
         return document.text
     said = [message for message in document.messages or () if message.get("role") != "system"]
-    return "\n".join(part for message in said for part in _strings(message))
+    return "\n".join(part for message in said for part in strings(message))
 
 
-def _strings(value: object) -> Iterable[str]:
+def strings(value: object) -> Iterable[str]:
+    """The strings and numbers within JSON, names of fields left out."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _strings(item)
+            yield from strings(item)
     elif value is not None:
         yield str(value)
 

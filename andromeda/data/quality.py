@@ -115,10 +115,15 @@ def _stop_words(words: list[str]) -> int:
 class Repetition:
     """The paper's limits on what a text repeats; refrains reach some of them.
 
+    Attributes:
+        min_words: of a text that is judged at all. The paper has dropped those below 50 words by then; a pair of words
+            that stands twice is a fifth of a question.
+
     Raises:
         AndromedaError: a share outside 0 to 1, or not one limit for each length of n-grams.
     """
 
+    min_words: int = 50
     max_lines: float = 0.3  # of lines that stood before
     max_line_characters: float = 0.2
     max_paragraphs: float = 0.3
@@ -134,6 +139,9 @@ class Repetition:
                 raise AndromedaError(f"repetition: `{name}` takes {number} shares between 0 and 1; got {list(limits)}")
 
     def failure(self, text: str) -> Failure | None:
+        words = text.split()
+        if len(words) < self.min_words:
+            return None
         lines = repetition.repeated(line.strip() for line in text.split("\n"))
         paragraphs = repetition.repeated(part.strip() for part in re.split(r"\n[^\S\n]*\n", text))
         return outside(
@@ -143,7 +151,7 @@ class Repetition:
                 ("repetition: paragraphs", paragraphs.number, None, self.max_paragraphs),
                 ("repetition: characters of paragraphs", paragraphs.characters, None, self.max_paragraph_characters),
             ]
-        ) or outside(self._grams(text.split()))
+        ) or outside(self._grams(words))
 
     def _grams(self, words: list[str]) -> Iterable[tuple[str, float, None, float]]:
         for n, places in enumerate(repetition.grams(words, 10), start=2):

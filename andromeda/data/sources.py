@@ -7,18 +7,23 @@ may be compressed (.gz, .xz, .zst). How a record becomes a document: see `fields
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from andromeda.data import files
+from andromeda.data.clean import Rules
 from andromeda.data.fields import BadRecordError, Document, Fields, Record
 from andromeda.errors import AndromedaError
 
 LONGEST = 1 << 28  # bytes of a record; a longer one is not read
 ROWS = 1024  # of Parquet, at a time
+
+Priority = Literal["high", "medium", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+Dedup = Literal["off", "exact", "near"]
+DEDUPS: tuple[Dedup, ...] = get_args(Dedup)
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,45 @@ class Unread:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """A record that is not yet decoded, which may fail for it alone.
+
+    Attributes:
+        data: a line of a file, a whole file, or a row; None: too long to be read.
+    """
+
+    where: str
+    kind: Literal["line", "file", "row"]
+    data: bytes | Record | None
+
+    @property
+    def size(self) -> int:
+        """Bytes, or about so many."""
+        if isinstance(self.data, bytes):
+            return len(self.data)
+        return sum(len(str(value)) for value in (self.data or {}).values())
+
+    def record(self) -> Record:
+        """
+        Raises:
+            BadRecordError: it is too long, not UTF-8, or no object.
+        """
+        if self.data is None:
+            raise BadRecordError(
+                "too long", f"{self.where}: the {self.kind} is longer than {LONGEST:,} bytes; split the document"
+            )
+        if not isinstance(self.data, bytes):
+            return self.data
+        try:
+            text = files.decode(self.data, self.where)
+        except AndromedaError as error:
+            raise BadRecordError("not UTF-8", str(error)) from error
+        return {"text": text, "path": self.where} if self.kind == "file" else _parsed(text, self.where)
+
+
+@dataclass(frozen=True)
 class Source:
-    """One kind of text.
+    """One kind of text, from files.
 
     Attributes:
         name: in reports and manifests.
@@ -40,6 +82,9 @@ class Source:
         licence: of the text, as its owner names it.
         fields: how a record becomes a document.
         bad: what is done with a record that cannot be read: 'stop', or 'skip' and count it.
+        clean: what is repaired, redacted or dropped; None: nothing.
+        dedup: of which duplicates one is kept: of none, of documents of equal words, or of near-duplicates too.
+        priority: which source keeps a document that stands in several.
 
     Raises:
         AndromedaError: no files, or a path that leads out of the corpus folder.
@@ -50,6 +95,9 @@ class Source:
     licence: str
     fields: Fields = field(default_factory=lambda: Fields(text="text"))
     bad: Literal["stop", "skip"] = "stop"
+    clean: Rules | None = None
+    dedup: Dedup = "off"
+    priority: Priority = "medium"
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -57,6 +105,11 @@ class Source:
         for pattern in self.files:
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise AndromedaError(f"source {self.name}: {pattern} must lie in the corpus folder; name it from there")
+
+    @property
+    def masked(self) -> bool:
+        """Whether only a part of each document is learned, as of conversations."""
+        return self.fields.text is None
 
     def paths(self, folder: Path) -> list[Path]:
         """Its files, each once, by their names within the folder.
@@ -78,24 +131,37 @@ class Source:
         Raises:
             AndromedaError: something cannot be read, and `bad` is 'stop'.
         """
-        name = path.relative_to(folder).as_posix()
-        records = _records(path, name, self.fields.needed())
-        while True:
-            try:
-                where, read = next(records)
-            except StopIteration:
-                return
-            except AndromedaError as error:  # of the file itself: what is left of it is lost
-                yield self._unread(name, error, "file cannot be read")
-                return
-            try:
-                document = self.fields.document(read(), where)
-            except AndromedaError as error:
-                yield self._unread(where, error, "bad fields")
-            else:
-                yield document
+        return (item if isinstance(item, Unread) else self.document(item) for item in self.records(folder, path))
 
-    def _unread(self, where: str, error: AndromedaError, reason: str) -> Unread:
+    def records(self, folder: Path, path: Path) -> Iterator[Raw | Unread]:
+        """The first half of `read`: one file's records as they stand.
+
+        Raises:
+            AndromedaError: the file cannot be read, and `bad` is 'stop'.
+        """
+        name = path.relative_to(folder).as_posix()
+        try:
+            yield from raw_records(path, name, self.fields.needed())
+        except AndromedaError as error:  # of the file itself: what is left of it is lost
+            yield self.left_out(name, error, "file cannot be read")
+
+    def document(self, raw: Raw) -> Document | Unread:
+        """The second half: of one record.
+
+        Raises:
+            AndromedaError: it becomes no document, and `bad` is 'stop'.
+        """
+        try:
+            return self.fields.document(raw.record(), raw.where)
+        except AndromedaError as error:
+            return self.left_out(raw.where, error, "bad fields")
+
+    def left_out(self, where: str, error: AndromedaError, reason: str) -> Unread:
+        """What is said about a record that cannot be used, for this reason where the error gives none.
+
+        Raises:
+            AndromedaError: `bad` is 'stop'.
+        """
         if self.bad == "stop":
             raise AndromedaError(f"source {self.name}: {error}; or let the spec say `bad: skip`") from error
         return Unread(where, error.reason if isinstance(error, BadRecordError) else reason, str(error))
@@ -103,29 +169,32 @@ class Source:
 
 # ---- records -------------------------------------------------------------------------------------
 
-Reader = Callable[[], Record]  # a record that is not yet decoded
 
+def raw_records(path: Path, name: str, columns: Sequence[str] | None) -> Iterator[Raw]:
+    """The records of a file; blank lines are none.
 
-def _records(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[str, Reader]]:
-    """Where each record is, and how to get it, which may fail for it alone."""
+    Args:
+        name: of the file, in messages and in `where`.
+        columns: those to read of a Parquet file; None: all.
+
+    Raises:
+        AndromedaError: the file cannot be read, or not to its end.
+    """
     kind = files.kind(path)
     if kind == ".parquet":
-        yield from _rows(path, name, needed)
+        yield from _rows(path, name, columns)
         return
     with files.opened(path) as file:
         if kind == ".jsonl":
             for number, line in enumerate(files.lines(file, LONGEST), start=1):
                 if line is None or not line.isspace():
-                    where = f"{name}:{number}"
-                    yield where, partial(_parsed, line, where)
+                    yield Raw(f"{name}:{number}", "line", line)
         else:
-            yield name, partial(_whole, file.read(LONGEST + 1), name)
+            data = file.read(LONGEST + 1)
+            yield Raw(name, "file", data if len(data) <= LONGEST else None)
 
 
-def _parsed(line: bytes | None, where: str) -> Record:
-    if line is None:
-        raise BadRecordError("too long", f"{where}: the line is longer than {LONGEST:,} bytes; split the document")
-    text = _text(line, where)
+def _parsed(text: str, where: str) -> Record:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -135,20 +204,7 @@ def _parsed(line: bytes | None, where: str) -> Record:
     return value
 
 
-def _whole(data: bytes, where: str) -> Record:
-    if len(data) > LONGEST:
-        raise BadRecordError("too long", f"{where}: the file is longer than {LONGEST:,} bytes; split it")
-    return {"text": _text(data, where), "path": where}
-
-
-def _text(data: bytes, where: str) -> str:
-    try:
-        return files.decode(data, where)
-    except AndromedaError as error:
-        raise BadRecordError("not UTF-8", str(error)) from error
-
-
-def _rows(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[str, Reader]]:
+def _rows(path: Path, name: str, columns: Sequence[str] | None) -> Iterator[Raw]:
     try:
         from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
     except ImportError as error:
@@ -156,15 +212,12 @@ def _rows(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[str, R
     number = 0
     try:
         with files.opened(path) as file, parquet.ParquetFile(file) as table:
-            known = [name for name in needed if name in table.schema_arrow.names]
+            names = table.schema_arrow.names
+            known = names if columns is None else [name for name in columns if name in names]
             for batch in table.iter_batches(ROWS, columns=known):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{name}:{number}", partial(_given, row)
+                    yield Raw(f"{name}:{number}", "row", row)
     except ArrowException as error:
         problem = " ".join(str(error).split())
         raise AndromedaError(f"{name}, after row {number}: cannot be read as Parquet ({problem})") from error
-
-
-def _given(row: Record) -> Record:
-    return row

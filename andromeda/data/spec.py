@@ -1,38 +1,50 @@
 """What data is built of: a YAML file of a tokenizer, sources and stages, read into objects that check themselves.
 
     tokenizer: {vocab_size: 4096}             trained on the sources; or {path: tokenizer.json}
+    clean: true                               of all sources that do not say otherwise; rules: see `clean.Rules`
+    dedup: near                               off, exact, near, or {threshold: 0.6}; a source may say otherwise
+    decontaminate: {files: [gsm8k_test.jsonl], words: 13}    documents that share so many words in a row are removed
     sources:
-      verse: {files: [poetry/*.jsonl.xz], licence: public domain}
-      sums: {files: [gsm8k.jsonl], user: question, assistant: answer, licence: MIT, bad: skip}
+      verse: {files: [poetry/*.jsonl.xz], licence: public domain, priority: high}
+      sums: {files: [gsm8k.jsonl], user: question, assistant: answer, licence: MIT, bad: skip, clean: off}
+      recall: {synthetic: {task: recall, pairs: 8}, documents: 10000, dedup: exact}
     stages:
       short: {seq_len: 2048, proportions: {verse: 3, sums: 1}, max_epochs: {verse: 2, sums: 4}}
       long: {seq_len: 8192, epochs: {verse: 1}}
 
-Keys of a source: see `sources.Source` and `fields.Fields`; of a stage: see `mix.Stage`.
+Keys of a source: see `sources.Source` and `fields.Fields`, or `generated.Generated`; of a stage: see `mix.Stage`.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from andromeda.data.clean import Rules
+from andromeda.data.decontaminate import Decontaminate
 from andromeda.data.fields import Fields
+from andromeda.data.generated import Generated
+from andromeda.data.minhash import Near
 from andromeda.data.mix import Stage, exact
-from andromeda.data.sources import Source
+from andromeda.data.sift import AnySource
+from andromeda.data.sources import DEDUPS, PRIORITIES, Dedup, Source
+from andromeda.data.synthetic import make_task
+from andromeda.data.values import filled, hint, named, of, one_of, patterns, section
 from andromeda.errors import AndromedaError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 FIELD_KEYS = tuple(field.name for field in fields(Fields))
-SOURCE_KEYS = ("files", "licence", "bad", *FIELD_KEYS)
+SOURCE_KEYS = ("files", "licence", "bad", "clean", "dedup", "priority", *FIELD_KEYS)
+GENERATED_KEYS = ("synthetic", "documents", "dedup", "priority")
 STAGE_KEYS = tuple(field.name for field in fields(Stage) if field.name != "name")
-TOP_KEYS = ("tokenizer", "sources", "stages")
+NEEDED = ("tokenizer", "sources", "stages")
+TOP_KEYS = (*NEEDED, "clean", "dedup", "decontaminate", "seed")
 TOKENIZER_KEYS = ("path", "vocab_size")
 
 
@@ -43,13 +55,17 @@ class Spec:
     Attributes:
         text: the YAML file, as it stands.
         tokenizer_path, vocab_size: one of them.
+        near: what near-duplicates are; None: no source asks for them to be removed.
+        decontaminate: None: nothing is.
     """
 
     text: str
     tokenizer_path: str | None
     vocab_size: int | None
-    sources: tuple[Source, ...]
+    sources: tuple[AnySource, ...]
     stages: tuple[Stage, ...]
+    near: Near | None = None
+    decontaminate: Decontaminate | None = None
     seed: int = 0
 
     @property
@@ -82,86 +98,129 @@ def parse_spec(text: str, name: str) -> Spec:
     except yaml.YAMLError as error:
         raise AndromedaError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
     try:
-        top = _section(
-            values, "the spec", ("tokenizer", "sources", "stages", "seed"), ("tokenizer", "sources", "stages")
-        )
-        tokenizer = _section(top["tokenizer"], "tokenizer", TOKENIZER_KEYS)
-        if len(tokenizer) != 1:
-            raise AndromedaError("tokenizer: give either `path` or `vocab_size`")
-        sources = tuple(_source(*item) for item in _named(top["sources"], "sources"))
-        stages = tuple(_stage(*item) for item in _named(top["stages"], "stages"))
-        known = {source.name for source in sources}
-        for stage in stages:
-            for unknown in (used for used in stage.sources if used not in known):
-                raise AndromedaError(f"stages.{stage.name}: {unknown!r} is no source;{_hint(unknown, known)}")
-        vocab_size = tokenizer.get("vocab_size")
-        return Spec(
-            text, _of(str, tokenizer.get("path"), "tokenizer.path"), _of(int, vocab_size, "tokenizer.vocab_size"),
-            sources, stages, _of(int, top.get("seed", 0), "seed") or 0,
-        )  # fmt: skip
+        return _spec(text, section(values, "the spec", TOP_KEYS, NEEDED))
     except AndromedaError as error:
         raise AndromedaError(f"{name}: {error}") from error
 
 
-def _source(name: str, values: Any) -> Source:
+def _spec(text: str, top: Mapping[str, Any]) -> Spec:
+    tokenizer = section(top["tokenizer"], "tokenizer", TOKENIZER_KEYS)
+    if len(tokenizer) != 1:
+        raise AndromedaError("tokenizer: give either `path` or `vocab_size`")
+    path = of(str, tokenizer["path"], "tokenizer.path") if "path" in tokenizer else None
+    vocab_size = of(int, tokenizer["vocab_size"], "tokenizer.vocab_size") if path is None else None
+    near = _near(top.get("dedup", False))
+    defaults = _Defaults(
+        _clean(top.get("clean", False), "clean"), "near" if near else _dedup(top.get("dedup", False), "dedup"),
+        of(int, top.get("seed", 0), "seed"),
+    )  # fmt: skip
+    sources = tuple(_source(*item, defaults) for item in named(top["sources"], "sources"))
+    if any(source.dedup == "near" for source in sources):
+        near = near or Near()
+    return Spec(
+        text, path, vocab_size, sources, _stages(top["stages"], {source.name for source in sources}),
+        near, _decontaminate(top.get("decontaminate", False)), defaults.seed,
+    )  # fmt: skip
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """Of sources that do not say otherwise."""
+
+    clean: Rules | None
+    dedup: Dedup
+    seed: int
+
+
+def _source(name: str, values: Any, defaults: _Defaults) -> AnySource:
     where = f"sources.{name}"
-    given = _section(values, where, SOURCE_KEYS, ("files", "licence"))
     if not NAME.fullmatch(name):
         raise AndromedaError(f"{where}: {name!r} names a directory; use letters, digits, - and _")
-    patterns = [given["files"]] if isinstance(given["files"], str) else given["files"]
-    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise AndromedaError(f"{where}.files: must be a list of patterns")
-    chosen = {key: _of(str, given[key], f"{where}.{key}") for key in FIELD_KEYS if key in given}
-    if given.get("bad", "stop") not in ("stop", "skip"):
-        raise AndromedaError(f"{where}.bad: must be stop or skip; got {given['bad']!r}")
-    licence = _of(str, given["licence"], f"{where}.licence") or ""
+    generated = isinstance(values, dict) and "synthetic" in values
     try:
-        return Source(name, tuple(patterns), licence, Fields(**(chosen or {"text": "text"})), given.get("bad", "stop"))
+        return (_generated if generated else _of_files)(name, where, values, defaults)
     except AndromedaError as error:
-        raise AndromedaError(f"{where}: {error}") from error
+        message = str(error)
+        raise AndromedaError(message if message.startswith(where) else f"{where}: {message}") from error
+
+
+def _of_files(name: str, where: str, values: Any, defaults: _Defaults) -> Source:
+    given = section(values, where, SOURCE_KEYS, ("files", "licence"))
+    chosen = {key: of(str, given[key], f"{where}.{key}") for key in FIELD_KEYS if key in given}
+    return Source(
+        name,
+        patterns(given["files"], f"{where}.files"),
+        of(str, given["licence"], f"{where}.licence"),
+        Fields(**(chosen or {"text": "text"})),
+        one_of(("stop", "skip"), given.get("bad", "stop"), f"{where}.bad"),
+        _clean(given["clean"], f"{where}.clean") if "clean" in given else defaults.clean,
+        _dedup(given["dedup"], f"{where}.dedup") if "dedup" in given else defaults.dedup,
+        one_of(PRIORITIES, given.get("priority", "medium"), f"{where}.priority"),
+    )
+
+
+def _generated(name: str, where: str, values: Any, defaults: _Defaults) -> Generated:
+    given = section(values, where, GENERATED_KEYS, ("synthetic", "documents"))
+    parameters = dict(named(given["synthetic"], f"{where}.synthetic"))
+    if "task" not in parameters:
+        raise AndromedaError(f"{where}.synthetic: has no `task`, which it needs")
+    task = make_task(of(str, parameters.pop("task"), f"{where}.synthetic.task"), **parameters)
+    alike = "exact" if defaults.dedup == "near" else defaults.dedup  # as tasks are that differ by a number
+    return Generated(
+        name,
+        task,
+        of(int, given["documents"], f"{where}.documents"),
+        defaults.seed,
+        _dedup(given["dedup"], f"{where}.dedup") if "dedup" in given else alike,
+        one_of(PRIORITIES, given.get("priority", "medium"), f"{where}.priority"),
+    )
+
+
+def _clean(value: Any, where: str) -> Rules | None:
+    return None if value is False else filled(Rules, value, where)
+
+
+def _dedup(value: Any, where: str) -> Dedup:
+    chosen: Dedup = one_of(DEDUPS, "off" if value is False else value, where)  # YAML reads off as false
+    return chosen
+
+
+def _near(value: Any) -> Near | None:
+    """Of the spec itself, which alone says from where on documents are alike."""
+    if value == "near":
+        return Near()
+    return filled(Near, value, "dedup") if isinstance(value, dict) else None
+
+
+def _decontaminate(value: Any) -> Decontaminate | None:
+    if value is False:
+        return None
+    given = section(value, "decontaminate", ("files", "words"), ("files",))
+    chosen = {"words": of(int, given["words"], "decontaminate.words")} if "words" in given else {}
+    return Decontaminate(patterns(given["files"], "decontaminate.files"), **chosen)
+
+
+# ---- stages --------------------------------------------------------------------------------------
+
+
+def _stages(values: Any, sources: set[str]) -> tuple[Stage, ...]:
+    stages = tuple(_stage(*item) for item in named(values, "stages"))
+    for stage in stages:
+        for unknown in (used for used in stage.sources if used not in sources):
+            raise AndromedaError(f"stages.{stage.name}: {unknown!r} is no source;{hint(unknown, sources)}")
+    return stages
 
 
 def _stage(name: str, values: Any) -> Stage:
     where = f"stages.{name}"
-    given = _section(values, where, STAGE_KEYS, ("seq_len",))
+    given = section(values, where, STAGE_KEYS, ("seq_len",))
     numbers = {
-        key: {
-            str(source): exact(value, f"{where}.{key}.{source}")
-            for source, value in _named(given[key], f"{where}.{key}")
-        }
+        key: {source: exact(value, f"{where}.{key}.{source}") for source, value in named(given[key], f"{where}.{key}")}
         for key in ("epochs", "proportions", "max_epochs")
         if key in given
     }
-    counts = {key: _of(int, given[key], f"{where}.{key}") for key in ("seq_len", "num_sequences") if key in given}
+    counts = {key: of(int, given[key], f"{where}.{key}") for key in ("seq_len", "num_sequences") if key in given}
     return Stage(name, **counts, **numbers)  # type: ignore[arg-type]
-
-
-def _section(values: Any, where: str, known: Iterable[str], needed: Iterable[str] = ()) -> Mapping[str, Any]:
-    known = tuple(known)
-    if not isinstance(values, dict):
-        raise AndromedaError(f"{where}: must hold keys; there are {', '.join(known)}")
-    for key in values:
-        if key not in known:
-            raise AndromedaError(f"{where}: no key {key!r};{_hint(str(key), known)}")
-    for key in needed:
-        if key not in values:
-            raise AndromedaError(f"{where}: has no `{key}`, which it needs")
-    return values
-
-
-def _named(values: Any, where: str) -> Iterable[tuple[str, Any]]:
-    if not isinstance(values, dict) or not values:
-        raise AndromedaError(f"{where}: must hold names and what they stand for")
-    return [(str(name), value) for name, value in values.items()]
-
-
-def _of(kind: type, value: Any, where: str) -> Any:
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise AndromedaError(f"{where}: must be {'text' if kind is str else 'a whole number'}; got {value!r}")
-    return value
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" did you mean {close[0]!r}?" if close else f" there are {', '.join(known)}"

@@ -3,7 +3,7 @@
     documents.npy       (N + 1,) int64, first token of each document among all, and the end
     shards.npy          (S + 1,) int64, first document of each shard, and the end
     tokens-00000.bin    uint16 or uint32, little-endian: [end of text] document [end of text] document ...
-    learned-00000.bin   a byte a token, 1 where the assistant says it; only where the source has conversations
+    learned-00000.bin   a byte a token, 1 where it is learned; only of conversations and tasks, where not all are
     where.txt           a line a document: its file and line
     source.json         the rest
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,19 +38,22 @@ class Encoded:
     """A document's ids, without an end-of-text token, and which of them are learned; None: all."""
 
     where: str
-    ids: list[int]
-    learned: list[bool] | None
+    ids: Sequence[int] | NDArray[np.unsignedinteger[Any]]
+    learned: NDArray[np.bool_] | None
     num_bytes: int  # UTF-8, of its text
 
 
 def write_store(
-    folder: Path, documents: Iterable[Encoded], *, eos_id: int, vocab_size: int, conversations: bool,
+    folder: Path, documents: Iterable[Encoded], *, eos_id: int, vocab_size: int, masked: bool,
     shard_tokens: int = SHARD_TOKENS,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes a source's documents into an empty folder; memory holds 8 bytes a document.
 
+    Args:
+        masked: not all tokens are learned.
+
     Returns:
-        num_documents, num_tokens (end-of-text tokens too) and num_bytes.
+        num_documents, num_tokens (end-of-text tokens too), num_bytes, dtype of the tokens and masked.
     """
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     firsts, shards, num_bytes = array("q", [0]), array("q", [0]), 0
@@ -60,23 +63,26 @@ def write_store(
             if not opened or firsts[-1] - firsts[shards[-1]] >= shard_tokens:
                 if opened:
                     shards.append(len(firsts) - 1)
-                names = _shard_files(len(shards) - 1, conversations)
+                names = _shard_files(len(shards) - 1, masked)
                 opened = [stack.enter_context((folder / name).open("wb")) for name in names]
-            opened[0].write(np.array([eos_id, *document.ids], dtype).tobytes())
-            if conversations:
-                learned = [True] * len(document.ids) if document.learned is None else document.learned
-                opened[1].write(bytes([0, *learned]))
+            opened[0].write(np.concatenate([[eos_id], document.ids]).astype(dtype).tobytes())
+            if masked:
+                learned = np.ones(len(document.ids), bool) if document.learned is None else document.learned
+                opened[1].write(np.concatenate([[False], learned]).astype("u1").tobytes())
             firsts.append(firsts[-1] + 1 + len(document.ids))
             num_bytes += document.num_bytes
             where.write(document.where.replace("\n", " ") + "\n")
     shards.append(len(firsts) - 1)
     np.save(folder / "documents.npy", np.frombuffer(firsts, np.int64))
     np.save(folder / "shards.npy", np.frombuffer(shards, np.int64))
-    return {"num_documents": len(firsts) - 1, "num_tokens": int(firsts[-1]), "num_bytes": num_bytes, "dtype": dtype.str}
+    return {
+        "num_documents": len(firsts) - 1, "num_tokens": int(firsts[-1]), "num_bytes": num_bytes, "dtype": dtype.str,
+        "masked": masked,
+    }  # fmt: skip
 
 
-def _shard_files(number: int, conversations: bool) -> list[str]:
-    return [f"{what}-{number:05}.bin" for what in (("tokens", "learned") if conversations else ("tokens",))]
+def _shard_files(number: int, masked: bool) -> list[str]:
+    return [f"{what}-{number:05}.bin" for what in (("tokens", "learned") if masked else ("tokens",))]
 
 
 class Store:
@@ -97,7 +103,7 @@ class Store:
         if len(self.firsts) != self.facts["num_documents"] + 1:
             raise AndromedaError(f"{folder / 'documents.npy'}: is not of {self.facts['num_documents']:,} documents")
         self._tokens = self._shard_arrays("tokens", np.dtype(self.facts["dtype"]))
-        self._learned = self._shard_arrays("learned", np.dtype("u1")) if self.facts["conversations"] else None
+        self._learned = self._shard_arrays("learned", np.dtype("u1")) if self.facts["masked"] else None
 
     def __len__(self) -> int:
         return int(self.facts["num_documents"])

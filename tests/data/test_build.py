@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +16,7 @@ import pytest
 import torch
 
 from andromeda.data import build as build_module
+from andromeda.data import encode
 from andromeda.data.build import build, read_manifest, verify
 from andromeda.data.spec import Spec, parse_spec
 from andromeda.data.store import write_store
@@ -100,12 +97,14 @@ def test_a_finished_build_is_left_alone_and_an_other_is_not_replaced(corpus: Pat
         built(corpus, tmp_path / "mine")
 
 
-@pytest.mark.parametrize("part", ["write_store", "pack", "replace_file"])
+@pytest.mark.parametrize(
+    ("module", "part"), [(encode, "write_store"), (build_module, "pack"), (build_module, "replace_file")]
+)
 def test_a_build_that_failed_goes_on_to_the_same_bytes(
-    corpus: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, module: ModuleType, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built(corpus, tmp_path / "whole")
-    original, calls = getattr(build_module, part), Counter[str]()
+    original, calls = getattr(module, part), Counter[str]()
 
     def failing(*arguments: Any, **options: Any) -> Any:
         calls[part] += 1
@@ -114,7 +113,7 @@ def test_a_build_that_failed_goes_on_to_the_same_bytes(
             raise OSError(28, "No space left on device")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(build_module, part, failing)
+    monkeypatch.setattr(module, part, failing)
     with pytest.raises((AndromedaError, OSError), match="No space left"):
         built(corpus, tmp_path / "cut")
     assert not (tmp_path / "cut" / "manifest.json").exists()
@@ -149,36 +148,6 @@ def test_a_manifest_that_is_none(corpus: Path, tmp_path: Path, content: str) -> 
     (tmp_path / "out" / "manifest.json").write_text(content)
     with pytest.raises(AndromedaError, match=r"manifest\.json: .*; build it again"):
         Stream(tmp_path / "out")
-
-
-def kill_and_build(corpus: Path, tmp_path: Path, times: int) -> None:
-    (tmp_path / "spec.yaml").write_text(SPEC)
-    built(corpus, tmp_path / "whole")
-
-    def command(out: Path) -> list[str]:
-        arguments = ["data", "build", str(tmp_path / "spec.yaml"), str(out), "--corpus", str(corpus)]
-        return [sys.executable, "-m", "andromeda", *arguments]
-
-    began = time.monotonic()
-    subprocess.run(command(tmp_path / "timed"), check=True, capture_output=True)
-    whole = time.monotonic() - began
-    for number in range(times):
-        out = tmp_path / f"killed{number}"
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(whole * random.uniform(0.3, 1.0))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        subprocess.run(command(out), check=True, capture_output=True)
-        assert contents(out) == contents(tmp_path / "whole")
-
-
-def test_kill_twice(corpus: Path, tmp_path: Path) -> None:
-    kill_and_build(corpus, tmp_path, 2)
-
-
-@pytest.mark.slow
-def test_kill_twenty_times(corpus: Path, tmp_path: Path) -> None:
-    kill_and_build(corpus, tmp_path, 20)
 
 
 # ---- what training reads -------------------------------------------------------------------------
@@ -243,7 +212,7 @@ def test_batches_are_their_sequences_whoever_reads_them(corpus: Path, tmp_path: 
 def test_shards_hold_whole_documents(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(corpus, tmp_path / "one")
     original = write_store
-    monkeypatch.setattr(build_module, "write_store", lambda *a, **k: original(*a, **k, shard_tokens=100))
+    monkeypatch.setattr(encode, "write_store", lambda *a, **k: original(*a, **k, shard_tokens=100))
     built(corpus, tmp_path / "many")
     assert len(list((tmp_path / "many" / "sources" / "verse").glob("tokens-*.bin"))) > 3
     one, many = Stream(tmp_path / "one"), Stream(tmp_path / "many")
@@ -291,33 +260,3 @@ def test_a_shard_cut_short_is_noticed_without_reading_it(corpus: Path, tmp_path:
     shard.write_bytes(shard.read_bytes()[:-2])
     with pytest.raises(AndromedaError, match=r"tokens-00000\.bin: must have .* bytes; found"):
         Stream(tmp_path / "out")
-
-
-# ---- specs ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("seed: 5", "sede: 5"), "the spec: no key 'sede'; did you mean 'seed'"),
-        (("seed: 5", "seed: five"), "seed: must be a whole number; got 'five'"),
-        (("licence: MIT", "lisence: MIT"), "sources.sums: no key 'lisence'; did you mean 'licence'"),
-        (("licence: MIT, ", ""), "sources.sums: has no `licence`"),
-        (("bad: skip", "bad: maybe"), "sources.sums.bad: must be stop or skip"),
-        (("text: text", "text: 3"), "sources.verse.text: must be text; got 3"),
-        (("files: [sums.jsonl]", "files: 3"), "sources.sums.files: must be a list of patterns"),
-        (("verse: {files", "../verse: {files"), "names a directory"),
-        (("assistant: answer, ", ""), "sources.sums: fields: a record becomes a document by"),
-        (("{vocab_size: 300}", "{vocab_size: 300, path: x}"), "tokenizer: give either `path` or `vocab_size`"),
-        (("{sums: 2, verse: 1}", "{sum: 2}"), "stages.long: 'sum' is no source; did you mean 'sums'"),
-        (("{sums: 2, verse: 1}", "{sums: many}"), "stages.long.epochs.sums: 'many' is not a number above zero"),
-        (("seq_len: 40, ", ""), "stages.long: has no `seq_len`"),
-        (("num_sequences: 61", "num_sequences: 61, epochs: {verse: 1}"), "has both epochs and proportions"),
-        (("tokenizer:", "tokenizer: ["), "is not YAML"),
-        ((SPEC, "- a"), "the spec: must hold keys"),
-    ],
-)
-def test_specs_that_make_no_sense(change: tuple[str, str], message: str) -> None:
-    with pytest.raises(AndromedaError, match=rf"^spec\.yaml: .*{message}") as raised:
-        spec(SPEC.replace(*change))
-    assert "\n" not in str(raised.value)

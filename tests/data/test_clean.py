@@ -122,7 +122,7 @@ def test_lines_decoded_wrongly_are_those_that_ftfy_finds() -> None:
         ("the word and that have...\n" * 20, {"gopher": Gopher(max_symbols=1)}, ("gopher: ellipsis lines", "1 > 0.3")),
         ("the and 12345 67890 " * 20, {"gopher": Gopher()}, ("gopher: alphabetic words", "0.5 < 0.8")),
         ("dogs chase cats " * 20, {"gopher": Gopher()}, ("gopher: stop words", "0 < 2")),
-        ("a line\n" * 3 + "b line", {"repetition": Repetition()}, ("repetition: lines", "0.5 > 0.3")),
+        ("a line\n" * 3 + "b line", {"repetition": Repetition(min_words=0)}, ("repetition: lines", "0.5 > 0.3")),
         ("Lorem ipsum dolor", {"c4": C4()}, ("c4: lorem ipsum", "")),
         ("int main() {}", {"c4": C4()}, ("c4: braces", "1 of them")),
         ("Please enable JavaScript", {"c4": C4()}, ("empty", "")),
@@ -193,6 +193,16 @@ def test_a_message_that_fails_drops_the_conversation(empty: str | None) -> None:
     long = ({"role": "user", "content": "Hello"},)
     expected = Dropped("a:1", "characters", "message 1: 5 > 4")
     assert clean(Document("a:1", messages=long), Rules(max_characters=4)) == expected
+
+
+def test_what_a_tool_gave_is_repaired_and_not_judged() -> None:
+    result = "[" + '{"place": "Oslo", "warm": false}, ' * 40 + "{}]\r\n"
+    messages = ({"role": "user", "content": "Wohin?"}, {"role": "tool", "content": result + KEY})
+    done = clean(Document("here", messages=messages), Rules(repetition=Repetition(), c4=C4(), min_english=0.05))
+    assert done == Dropped("here", "English", "message 1: 0 < 0.05")
+    done = clean(Document("here", messages=messages[1:]), Rules(repetition=Repetition(), c4=C4(), min_english=0.05))
+    assert isinstance(done, Cleaned) and done.document.messages is not None
+    assert done.document.messages[0]["content"] == result.replace("\r", "") + "[AWS key]"
 
 
 # ---- rules ---------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_parts_that_stood_before() -> None:
 
 def test_a_text_without_repeats_passes_however_short() -> None:
     for text in ("x", "two words", "the quick brown fox jumps over the lazy dog", ""):
-        assert Repetition().failure(text) is None
+        assert Repetition(min_words=0).failure(text) is None
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_a_text_without_repeats_passes_however_short() -> None:
     ],
 )
 def test_repetition_is_found(text: str, reason: str) -> None:
-    failure = Repetition(max_repeated=(0.1,) * 6).failure(text)
+    assert Repetition().failure(text) is None, "of less than 50 words"
+    failure = Repetition(min_words=0, max_repeated=(0.1,) * 6).failure(text)
     assert failure is not None
     assert failure.reason == reason
