@@ -27,8 +27,11 @@ def build(spec: str, out: str, *, corpus: str = ".", workers: int | None = None)
         corpus: the folder that the spec's files are in.
         workers: processes; as many as there are cores where none is named. What is built does not depend on it.
     """
+    from andromeda.data.build import PICTURE, REPORT
     from andromeda.data.build import build as build_data
+    from andromeda.data.report import write_report
     from andromeda.data.spec import read_spec
+    from andromeda.data.stream import Stream
 
     plan = read_spec(spec)
     if not Path(corpus).is_dir():
@@ -45,6 +48,8 @@ def build(spec: str, out: str, *, corpus: str = ".", workers: int | None = None)
             if counts:
                 number = plural(sum(counts.values()), "document")
                 say(f"{name}: {number} {what} ({_most(counts)}), listed in sources/{name}")
+    has_picture = write_report(Stream(out))
+    say(f"{out}: report in {REPORT}" + (f" and {PICTURE}" if has_picture else "; for a picture, install matplotlib"))
 
 
 def _most(counts: Mapping[str, int], shown: int = 3) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from andromeda.atomic import replace_file
 from andromeda.data.build import PICTURE, REPORT
+from andromeda.data.picture import draw
 from andromeda.data.store import Store
 from andromeda.data.stream import Stream
 
@@ -29,12 +30,13 @@ def tables(stream: Stream) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def write_report(stream: Stream, has_picture: bool) -> None:
-    """Writes report.md into the build.
+def write_report(stream: Stream) -> bool:
+    """Writes report.md and report.png into the build; False where matplotlib is not installed, and there is no picture.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: they cannot be written.
     """
+    has_picture = draw(stream)
     manifest, lengths = stream.manifest, [stage.seq_len for stage in stream.mix.stages]
     documents, tokens = (
         sum(facts[what] for facts in manifest["sources"].values()) for what in ("num_documents", "num_tokens")
@@ -53,6 +55,7 @@ def write_report(stream: Stream, has_picture: bool) -> None:
         "`unread.txt` of each source's directory.",
     ]
     replace_file(stream.folder / REPORT, "\n".join(lines) + "\n")
+    return has_picture
 
 
 def num_read(facts: dict[str, Any]) -> int:

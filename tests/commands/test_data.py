@@ -22,7 +22,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_build_says_what_it_made(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "build", SMALL, str(small), "--corpus", str(ROOT)]) == 0
-    assert "tokens of 1 source, 7,5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tokens of 1 source, 7,5" in said
+    assert "report in report.md" in said
+    assert "# What was built" in (small / "report.md").read_text()
     assert main(["data", "verify", str(small)]) == 0
     assert "files as built" in capsys.readouterr().out
 
@@ -50,6 +53,7 @@ def test_show_prints_what_training_reads(small: Path, capsys: pytest.CaptureFixt
     [
         (["build", "none.yaml", "out"], "none.yaml: cannot be read"),
         (["build", SMALL, "out", "--corpus", "nowhere"], "--corpus nowhere: no such folder"),
+        (["build", SMALL, "out", "--workers", "0"], "--workers 0: must be 1 or more"),
         (["build", SMALL, "out", "--corpus", "."], "source verse: no file matches examples/verse/train.jsonl"),
         (["verify", "."], "holds no manifest.json"), (["stats", "."], "holds no manifest.json"),
     ],
