@@ -26,6 +26,7 @@ import numpy as np
 
 from andromeda.atomic import atomic_directory, replace_file
 from andromeda.data.across import Across, find_duplicates
+from andromeda.data.augment import Augmenter
 from andromeda.data.encode import Done, Encode, build_store, stay
 from andromeda.data.encode import Work as Lines
 from andromeda.data.generated import Generated
@@ -38,7 +39,7 @@ from andromeda.data.store import Store
 from andromeda.data.texts import Batch, Texts, from_line
 from andromeda.data.workers import Workers, cores
 from andromeda.errors import AndromedaError
-from andromeda.tokenizer import Tokenizer
+from andromeda.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 FORMAT = 2
 MANIFEST, SPEC, OWNER = "manifest.json", "spec.yaml", "build.key"
@@ -62,9 +63,11 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: in
         The manifest.
 
     Raises:
-        AndromedaError: a source cannot be read, a stage cannot be made of it, `out` holds something else, or writing
-            failed.
+        AndromedaError: a source cannot be read, a stage cannot be made of it, the spec's tokenizer lacks a token that
+            `augment` needs, `out` holds something else, or writing failed.
     """
+    if spec.tokenizer_path is not None:
+        _augmenters(spec, Tokenizer.load(spec.tokenizer_path))
     keys = {source.name: _fingerprint(source, corpus) for source in spec.sources}
     evaluations = _files_digest(spec.decontaminate.paths(corpus), corpus) if spec.decontaminate else ""
     key = _digest(FORMAT, spec.sha256, _tokenizer_key(spec), *keys.values(), evaluations)
@@ -145,7 +148,8 @@ def _stores(
             across = Across(spec.sources, texts, out / WORK / "duplicates")
         tokenizer = _tokenizer(spec, out / "tokenizer", texts, across)
         bad = {source.name: "stop" if isinstance(source, Generated) else source.bad for source in spec.sources}
-        with Workers[Lines, Done](Encode(tokenizer, bad), num_workers) as workers:
+        encode = Encode(tokenizer, bad, _augmenters(spec, tokenizer))
+        with Workers[Lines, Done](encode, num_workers) as workers:
             for source in spec.sources:
                 facts = {"licence": source.licence, "priority": source.priority, "files_sha256": keys[source.name]}
                 build_store(
@@ -172,12 +176,22 @@ def _tokenizer(spec: Spec, folder: Path, texts: Mapping[str, Texts], across: Acr
     if not folder.is_dir():
         if spec.tokenizer_path is None:
             assert spec.vocab_size is not None
-            made = Tokenizer.train(_said(texts, across), spec.vocab_size)
+            sentinels = dict.fromkeys(token for rules in spec.augments.values() for token in rules.sentinels)
+            special = (*SPECIAL_TOKENS, *sentinels)
+            made = Tokenizer.train(_said(texts, across), spec.vocab_size, special_tokens=special)
         else:
             made = Tokenizer.load(spec.tokenizer_path)
         with atomic_directory(folder, replaceable=lambda _: False) as new:
             made.save(new)
     return Tokenizer.load(folder)
+
+
+def _augmenters(spec: Spec, tokenizer: Tokenizer) -> dict[str, Augmenter]:
+    """By source. A document fills a sequence with the end-of-text token before it."""
+    return {
+        name: Augmenter(rules, tokenizer, spec.seed, name, spec.longest(name) - 1)
+        for name, rules in spec.augments.items()
+    }
 
 
 def _said(texts: Mapping[str, Texts], across: Across | None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from andromeda.atomic import atomic_directory
 from andromeda.data.across import Across
+from andromeda.data.augment import Augmenter
 from andromeda.data.fields import Document
 from andromeda.data.sift import Advance, AnySource
 from andromeda.data.sources import Unread
@@ -35,10 +36,12 @@ class Encode:
 
     Attributes:
         bad: of each source, as `Source.bad` has it, for conversations that the chat template refuses.
+        augmenters: of sources of whose texts some are changed.
     """
 
     tokenizer: Tokenizer
     bad: Mapping[str, Literal["stop", "skip"]]
+    augmenters: Mapping[str, Augmenter]
 
     def __call__(self, work: Work) -> Done:
         """
@@ -46,6 +49,8 @@ class Encode:
             AndromedaError: a conversation is refused, and its source does not say that such are left out.
         """
         name, documents = work[0], [from_line(line) for line in work[1]]
+        if name in self.augmenters:
+            return self._augmented(self.augmenters[name], documents)
         texts = [part for document in documents for part in _parts(document)]
         ids = iter(self.tokenizer.encode_batch(texts))
         return [
@@ -60,6 +65,17 @@ class Encode:
             learned = np.repeat([False, True, False], [len(part) for part in parts])
         ids = self._ids([token for part in parts for token in part])
         return Encoded(document.where, ids, learned, len((document.text or "").encode()))
+
+    def _augmented(self, augmenter: Augmenter, documents: list[Document]) -> Done:
+        texts = [document.text or "" for document in documents]
+        done = augmenter.encode_batch(texts, [document.where for document in documents])
+        return [
+            Encoded(
+                document.where, self._ids(item.ids), None if item.learned is None else np.array(item.learned, bool),
+                len(text.encode()), item.technique,
+            )
+            for document, text, item in zip(documents, texts, done, strict=True)
+        ]  # fmt: skip
 
     def _chat(self, name: str, document: Document) -> Encoded | Unread:
         try:
@@ -90,7 +106,7 @@ def build_store(
     """
     if folder.is_dir():
         return
-    unread, removed = Counter(texts.facts["unread"]), Counter(texts.facts["removed"])
+    unread, removed, augmented = Counter(texts.facts["unread"]), Counter(texts.facts["removed"]), Counter[str]()
     with atomic_directory(folder, replaceable=lambda _: False) as new:
         for name in (UNREAD, REMOVED):
             (new / name).write_bytes((texts.folder / name).read_bytes())
@@ -107,13 +123,17 @@ def build_store(
                     unread.update(item.reason for item in refused)
                     log.writelines(listed_unread(refused))
                     kept = [item for item in done if isinstance(item, Encoded)]
+                    augmented.update(item.technique for item in kept if item.technique)
                     yield from kept
                     advance(f"{source.name}, tokens", len(kept), sum(item.num_bytes for item in kept))
 
             written = write_store(
                 new, encoded(), eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, masked=source.masked
             )
-        counts = {"unread": _sorted(unread), "removed": _sorted(removed), "changes": texts.facts["changes"]}
+        counts = {
+            "unread": _sorted(unread), "removed": _sorted(removed), "changes": texts.facts["changes"],
+            "augmented": _sorted(augmented),
+        }  # fmt: skip
         (new / FACTS).write_text(json.dumps({**written, **counts, **facts}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from andromeda.data import files
+from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
 from andromeda.data.fields import BadRecordError, Document, Fields, Record
 from andromeda.errors import AndromedaError
@@ -85,9 +86,10 @@ class Source:
         clean: what is repaired, redacted or dropped; None: nothing.
         dedup: of which duplicates one is kept: of none, of documents of equal words, or of near-duplicates too.
         priority: which source keeps a document that stands in several.
+        augment: which share of the documents is changed, and how.
 
     Raises:
-        AndromedaError: no files, or a path that leads out of the corpus folder.
+        AndromedaError: no files, a path that leads out of the corpus folder, or conversations that are to be changed.
     """
 
     name: str
@@ -98,18 +100,21 @@ class Source:
     clean: Rules | None = None
     dedup: Dedup = "off"
     priority: Priority = "medium"
+    augment: AugmentRules = field(default_factory=AugmentRules)
 
     def __post_init__(self) -> None:
         if not self.files:
             raise AndromedaError(f"source {self.name}: names no files")
+        if self.augment.techniques and self.fields.text is None:
+            raise AndromedaError(f"source {self.name}: `augment` is for texts, and these are conversations; drop it")
         for pattern in self.files:
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise AndromedaError(f"source {self.name}: {pattern} must lie in the corpus folder; name it from there")
 
     @property
     def masked(self) -> bool:
-        """Whether only a part of each document is learned, as of conversations."""
-        return self.fields.text is None
+        """Whether of some documents only a part is learned, as of conversations."""
+        return self.fields.text is None or self.augment.masks
 
     def paths(self, folder: Path) -> list[Path]:
         """Its files, each once, by their names within the folder.

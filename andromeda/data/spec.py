@@ -7,12 +7,14 @@
     sources:
       verse: {files: [poetry/*.jsonl.xz], licence: public domain, priority: high}
       sums: {files: [gsm8k.jsonl], user: question, assistant: answer, licence: MIT, bad: skip, clean: off}
+      code: {files: [code/**/*.py], licence: MIT, augment: {fim_psm: 0.25, fim_spm: 0.25}}
       recall: {synthetic: {task: recall, pairs: 8}, documents: 10000, dedup: exact}
     stages:
       short: {seq_len: 2048, proportions: {verse: 3, sums: 1}, max_epochs: {verse: 2, sums: 4}}
       long: {seq_len: 8192, epochs: {verse: 1}}
 
-Keys of a source: see `sources.Source` and `fields.Fields`, or `generated.Generated`; of a stage: see `mix.Stage`.
+Keys of a source: see `sources.Source`, `fields.Fields` and `augment.Rules`, or `generated.Generated`; of a stage: see
+`mix.Stage`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
 from andromeda.data.decontaminate import Decontaminate
 from andromeda.data.fields import Fields
@@ -40,7 +43,7 @@ from andromeda.errors import AndromedaError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 FIELD_KEYS = tuple(field.name for field in fields(Fields))
-SOURCE_KEYS = ("files", "licence", "bad", "clean", "dedup", "priority", *FIELD_KEYS)
+SOURCE_KEYS = ("files", "licence", "bad", "clean", "dedup", "priority", "augment", *FIELD_KEYS)
 GENERATED_KEYS = ("synthetic", "documents", "dedup", "priority")
 STAGE_KEYS = tuple(field.name for field in fields(Stage) if field.name != "name")
 NEEDED = ("tokenizer", "sources", "stages")
@@ -71,6 +74,16 @@ class Spec:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def augments(self) -> dict[str, AugmentRules]:
+        """Of the sources of which some documents are changed."""
+        rules = {source.name: source.augment for source in self.sources if isinstance(source, Source)}
+        return {name: rule for name, rule in rules.items() if rule.techniques}
+
+    def longest(self, source: str) -> int:
+        """Tokens of the longest sequence of a source; 0 where no stage takes it."""
+        return max((stage.seq_len for stage in self.stages if source in stage.sources), default=0)
 
 
 def read_spec(path: str | Path) -> Spec:
@@ -159,6 +172,7 @@ def _of_files(name: str, where: str, values: Any, defaults: _Defaults) -> Source
         _clean(given["clean"], f"{where}.clean") if "clean" in given else defaults.clean,
         _dedup(given["dedup"], f"{where}.dedup") if "dedup" in given else defaults.dedup,
         one_of(PRIORITIES, given.get("priority", "medium"), f"{where}.priority"),
+        _augment(given["augment"], f"{where}.augment") if "augment" in given else AugmentRules(),
     )
 
 
@@ -186,6 +200,11 @@ def _clean(value: Any, where: str) -> Rules | None:
 def _dedup(value: Any, where: str) -> Dedup:
     chosen: Dedup = one_of(DEDUPS, "off" if value is False else value, where)  # YAML reads off as false
     return chosen
+
+
+def _augment(values: Any, where: str) -> AugmentRules:
+    given = section(values, where, [field.name for field in fields(AugmentRules)])
+    return AugmentRules(**{name: exact(rate, f"{where}.{name}") for name, rate in given.items() if rate != 0})
 
 
 def _near(value: Any) -> Near | None:

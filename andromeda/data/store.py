@@ -3,7 +3,7 @@
     documents.npy       (N + 1,) int64, first token of each document among all, and the end
     shards.npy          (S + 1,) int64, first document of each shard, and the end
     tokens-00000.bin    uint16 or uint32, little-endian: [end of text] document [end of text] document ...
-    learned-00000.bin   a byte a token, 1 where it is learned; only of conversations and tasks, where not all are
+    learned-00000.bin   a byte a token, 1 where it is learned; only where not all are
     where.txt           a line a document: its file and line
     source.json         the rest
 
@@ -35,12 +35,18 @@ Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's ids, without an end-of-text token, and which of them are learned; None: all."""
+    """A document's ids, without an end-of-text token.
+
+    Attributes:
+        learned: which of them are; None: all.
+        technique: what it was changed by, see `augment`.
+    """
 
     where: str
     ids: Sequence[int] | NDArray[np.unsignedinteger[Any]]
     learned: NDArray[np.bool_] | None
     num_bytes: int  # UTF-8, of its text
+    technique: str | None = None
 
 
 def write_store(
