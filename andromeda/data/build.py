@@ -19,6 +19,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
 def verify(out: Path) -> list[str]:
     """What is wrong with the files of a build, a line each; nothing: they are what was built."""
     manifest, problems = read_manifest(out), []
-    for name, expected in manifest["files"].items():
-        path = out / name
-        if not path.is_file():
+    with ThreadPoolExecutor(cores()) as threads:
+        found = threads.map(lambda name: _sha256(out / name) if (out / name).is_file() else None, manifest["files"])
+    for (name, expected), digest in zip(manifest["files"].items(), found, strict=True):
+        if digest is None:
             problems.append(f"{name}: is missing")
-        elif _sha256(path) != expected:
+        elif digest != expected:
             problems.append(f"{name}: is not what was built")
     known = set(manifest["files"])
     problems += [

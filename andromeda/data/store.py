@@ -161,7 +161,7 @@ class Store:
                 raise AndromedaError(
                     f"{path}: must have {length * dtype.itemsize:,} bytes; found {found}; build it again"
                 )
-            arrays.append(np.memmap(path, dtype, "r"))
+            arrays.append(np.asarray(np.memmap(path, dtype, "r")))  # a view: slices of a memmap itself take longer
         return arrays
 
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> str:
 
 def _array(path: Path) -> NDArray[np.int64]:
     try:
-        array: NDArray[np.int64] = np.load(path, mmap_mode="r")
+        array: NDArray[np.int64] = np.asarray(np.load(path, mmap_mode="r"))  # a view, faster to index
     except (OSError, ValueError, EOFError) as error:
         raise AndromedaError(f"{path}: is missing or damaged; build the data again") from error
     return array

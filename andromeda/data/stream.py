@@ -167,6 +167,7 @@ class Stream:
     def _packing(self, source: str, seq_len: int) -> Packing:
         folder = self.folder / "packs" / f"{source}-{seq_len}"
         try:
-            return Packing(seq_len, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in PACK_ARRAYS))
+            arrays = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in PACK_ARRAYS)
+            return Packing(seq_len, *arrays)
         except (OSError, ValueError, EOFError) as error:
             raise AndromedaError(f"{folder}: is missing or damaged ({error}); build the data again") from error

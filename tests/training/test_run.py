@@ -73,7 +73,7 @@ def test_another_recipe_is_refused(make: MakeRecipe, changed: dict[str, object],
 def test_length_and_cadence_may_change(make: MakeRecipe) -> None:
     with open_run(make()) as run:
         add_checkpoint(run, 5)
-    longer = make(steps=60, log_every=1, save_every=2, validate_every=3, keep_last=4)
+    longer = make(steps=60, batch_size=3, accumulate=5, log_every=1, save_every=2, validate_every=3, keep_last=4)
     with open_run(longer):
         assert (run.path / "recipe.yaml").read_text() == longer.to_yaml()
     moved = run.path.rename(run.path.with_name("moved"))
