@@ -164,6 +164,16 @@ def test_the_loss_is_the_mean_over_what_the_assistant_says(recipe: Path, read: l
     assert read_metrics(directory / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_of_a_conversation_the_answers_alone_are_learned(recipe: Path, read: list[Batch]) -> None:
+    run(recipe)
+    stream, said = Stream(recipe.parent / "build"), ""
+    for number, (_, targets, _) in enumerate(rows(read)):
+        if stream.sequence(number).source == "sums":
+            said += stream.tokenizer.decode(targets[targets != IGNORED].tolist(), skip_special=False)
+    assert re.fullmatch(r"(\d|<\|im_end\|>)+", said)  # a cut may come anywhere
+    assert said.count("<|im_end|>") > 10
+
+
 def test_show_prints_the_very_sequence(recipe: Path, read: list[Batch], capsys: pytest.CaptureFixture[str]) -> None:
     run(recipe)
     tokenizer = Tokenizer.load(recipe.parent / "build" / "tokenizer")
