@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,22 +134,30 @@ def _print(stream: Stream, number: int, shown: Sequence) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Advance]:
-    """A line for each source: documents and bytes a second."""
+    """A line for each part of the work: documents and bytes a second."""
     from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
     documents, num_bytes, tasks = Counter[str](), Counter[str](), dict[str, TaskID]()
     bar = Progress(
         TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=plain_console(stderr=True)
     )
+    ended = time.monotonic()  # the part before
+    began = ended
 
-    def advance(source: str, more_documents: int, more_bytes: int) -> None:
+    def advance(part: str, more_documents: int, more_bytes: int) -> None:
+        nonlocal began, ended
         bar.start()  # not before there is something to say
-        task = tasks[source] = tasks[source] if source in tasks else bar.add_task(source, total=None)
-        documents[source] += more_documents
-        num_bytes[source] += more_bytes
-        seconds = max(1e-3, bar.tasks[bar.task_ids.index(task)].elapsed or 0.0)
-        rates = f"{documents[source] / seconds:,.0f} documents/s, {num_bytes[source] / seconds / 1e6:.1f} MB/s"
-        bar.update(task, description=f"{source}: {plural(documents[source], 'document')}, {rates}")
+        if part not in tasks:
+            began = ended
+            for task in tasks.values():
+                bar.stop_task(task)
+            tasks[part] = bar.add_task(part, total=None)
+        ended = time.monotonic()
+        documents[part] += more_documents
+        num_bytes[part] += more_bytes
+        seconds = max(1e-3, ended - began)
+        rates = f"{documents[part] / seconds:,.0f} documents/s, {num_bytes[part] / seconds / 1e6:.1f} MB/s"
+        bar.update(tasks[part], description=f"{part}: {plural(documents[part], 'document')}, {rates}")
 
     try:
         yield advance

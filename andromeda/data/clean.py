@@ -8,9 +8,9 @@ A source's spec chooses, under `clean`:
       min_english: 0.07
       redact: [keys, emails]
 
-Of a conversation, the content of each message is cleaned, and one that fails drops the conversation; what a tool gave
-is no prose, and only repaired. Redaction goes through all that is said, arguments of calls and tools included, so that
-they still agree with each other.
+Of a conversation, the content of each message is cleaned, and one that fails drops the conversation; but English is
+looked for in all messages together, and what a tool gave is no prose, and only repaired. Redaction goes through all
+that is said, arguments of calls and tools included, so that they still agree with each other.
 """
 
 from __future__ import annotations
@@ -124,22 +124,31 @@ def _failure(text: str, rules: Rules) -> Failure | None:
         return Failure("empty", "")
     for kind in (rules.c4, rules.gopher, rules.repetition):
         failure = failure or (kind and kind.failure(text)) or None
-    if failure is None and rules.min_english:
-        failure = quality.outside([("English", quality.english(text), rules.min_english, None)])
-    return failure
+    return failure or _foreign(text, rules)
+
+
+def _foreign(text: str, rules: Rules) -> Failure | None:
+    if not rules.min_english:
+        return None
+    return quality.outside([("English", quality.english(text), rules.min_english, None)])
 
 
 # ---- conversations -------------------------------------------------------------------------------
 
 
 def _conversation(document: Document, rules: Rules, changes: Counter[str]) -> Document | Failure:
-    messages = []
+    messages: list[Mapping[str, Any]] = []
+    alone = replace(rules, min_english=0.0)  # "OK" is no language
     for number, message in enumerate(document.messages or (), start=1):
-        cleaned = _message(message, rules, changes)
+        cleaned = _message(message, alone, changes)
         if isinstance(cleaned, Failure):
             where = f"message {number}" + (f": {cleaned.figures}" if cleaned.figures else "")
             return Failure(cleaned.reason, where)
         messages.append(cleaned)
+    said = [message.get("content") for message in messages if message["role"] != "tool"]
+    prose = "\n".join(content for content in said if isinstance(content, str))
+    if prose.strip() and (failure := _foreign(prose, rules)):
+        return failure
     tools = document.tools and tuple(_redacted(tool, rules, changes) for tool in document.tools)
     return replace(document, messages=tuple(messages), tools=tools)
 

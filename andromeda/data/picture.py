@@ -63,7 +63,9 @@ def _stages(axes: Any, stream: Stream, colours: dict[str, Any]) -> None:
         axes.barh(places, own, left=begun, color=colour, label=name, height=0.7)
         begun = begun + own
     axes.set_yticks(places, [f"{stage.name} ({stage.seq_len:,})" for stage in stream.mix.stages])
-    axes.set_title("Tokens that training reads, padding too, by stage (tokens of a sequence) and source", loc="left", fontsize=10)
+    axes.set_title(
+        "Tokens that training reads, padding too, by stage (tokens a sequence) and source", loc="left", fontsize=10
+    )
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(_short_number)
     _quiet(axes, "x")

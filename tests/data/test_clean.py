@@ -199,10 +199,18 @@ def test_what_a_tool_gave_is_repaired_and_not_judged() -> None:
     result = "[" + '{"place": "Oslo", "warm": false}, ' * 40 + "{}]\r\n"
     messages = ({"role": "user", "content": "Wohin?"}, {"role": "tool", "content": result + KEY})
     done = clean(Document("here", messages=messages), Rules(repetition=Repetition(), c4=C4(), min_english=0.05))
-    assert done == Dropped("here", "English", "message 1: 0 < 0.05")
+    assert done == Dropped("here", "English", "0 < 0.05")
     done = clean(Document("here", messages=messages[1:]), Rules(repetition=Repetition(), c4=C4(), min_english=0.05))
     assert isinstance(done, Cleaned) and done.document.messages is not None
     assert done.document.messages[0]["content"] == result.replace("\r", "") + "[AWS key]"
+
+
+def test_english_is_looked_for_in_all_messages_together() -> None:
+    said = ({"role": "user", "content": "Merci!"}, {"role": "assistant", "content": PROSE})
+    assert isinstance(clean(Document("here", messages=said), Rules(min_english=0.05)), Cleaned)
+    assert clean(Document("here", messages=said[:1]), Rules(min_english=0.05)) == Dropped("here", "English", "0 < 0.05")
+    calls = ({"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "the"}}]},)
+    assert isinstance(clean(Document("here", messages=calls), Rules(min_english=0.05)), Cleaned)
 
 
 # ---- rules ---------------------------------------------------------------------------------------
