@@ -1,10 +1,9 @@
 """Attention on one GPU: our kernels beside SDPA (flash and cuDNN, without any bias) and FlexAttention, in one run.
 
 bfloat16, 24 query heads, one key/value head, 128 channels, causal; B = 11.3 (sqrt(128), gains 1). Medians of CUDA-event
-times, one call behind the other, and of forward passes also after pauses ("rested"); a forward pass is replayed as a
-CUDA graph. TFLOP/s count the products that a causal head needs, windows counted
-as skipped for ours; those of a backward pass are 2.5 times as many. The ceiling is a product of two matrices of
-8,192 x 8,192.
+times, one call behind the other, and after pauses ("rested"); a forward pass is replayed as a CUDA graph. TFLOP/s count
+the products that a causal head needs, windows counted as skipped for ours; those of a backward pass are 2.5 times as
+many. The ceiling is a product of two matrices of 8,192 x 8,192.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ def line(row: dict[str, Any], ceiling: float) -> str:
         if part in row:
             rate = times * row["flops"] / row[part] * 1e3
             text += f"  {part} {row[part]:8.3f} ms {rate / 1e12:4.0f} TFLOP/s {rate / ceiling:4.0%} of products"
-        if part == "forward" and "rested" in row:
-            text += f", rested {row['rested']:8.3f} ms"
+        if f"{part}_rested" in row:
+            text += f", rested {row[f'{part}_rested']:.3f} ms"
     return f"{text}  {row['problem']}" if "problem" in row else text
 
 
@@ -173,8 +172,11 @@ def measure_ours(name: str, tokens: int, backward: bool) -> dict[str, Any]:
     ours = Prepared(tokens, HEADS, local, math.sqrt(D), xpos)
     forward = measure.captured(ours.forward) if CUDA else ours.forward
     row = {"name": name, "tokens": tokens, "flops": ours.flops, "forward": measure.milliseconds(forward)}
-    row["rested"] = measure.rested(forward)
-    return row | {"backward": measure.milliseconds(ours.backward())} if backward else row
+    row["forward_rested"] = measure.rested(forward)
+    if backward:
+        call = ours.backward()
+        row |= {"backward": measure.milliseconds(call), "backward_rested": measure.rested(call)}
+    return row
 
 
 # ---- peers ---------------------------------------------------------------------------------------
@@ -191,14 +193,15 @@ def measure_peer(name: str, tokens: int, backward: bool) -> dict[str, Any]:
         with torch.no_grad():
             attend(q, k, v)  # compiles what is to be compiled
             forward = measure.captured(lambda: attend(q, k, v)) if CUDA else lambda: attend(q, k, v)
-            row["forward"], row["rested"] = measure.milliseconds(forward), measure.rested(forward)
+            row["forward"], row["forward_rested"] = measure.milliseconds(forward), measure.rested(forward)
         if backward:
             if name.startswith("SDPA"):  # their backward takes one k/v head a query head
                 k, v = (x.expand(-1, HEADS, -1, -1).contiguous() for x in (k, v))
             given = [x.detach().requires_grad_() for x in (q, k, v)]
             out = attend(*given)
             grad = torch.randn_like(out)
-            row["backward"] = measure.milliseconds(lambda: torch.autograd.grad(out, given, grad, retain_graph=True))
+            call = lambda: torch.autograd.grad(out, given, grad, retain_graph=True)  # noqa: E731
+            row["backward"], row["backward_rested"] = measure.milliseconds(call), measure.rested(call)
     except Exception as problem:  # noqa: BLE001 - whatever a peer raises is its own
         row["problem"] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:100]}"
     return row
