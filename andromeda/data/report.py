@@ -25,8 +25,9 @@ class Table:
 
 
 def tables(stream: Stream) -> list[Table]:
-    """Sources and their documents, stages, what was left out, what cleaning changed; none without rows."""
-    found = [_sources(stream), _documents(stream), _stages(stream), _left_out(stream), _changes(stream)]
+    """Sources and their documents, stages, what was left out, cleaned and augmented; none without rows."""
+    found = [_sources(stream), _documents(stream), _stages(stream), _left_out(stream)]
+    found += [_counts(stream, "Cleaned", "changes", "times"), _counts(stream, "Augmented", "augmented", "documents")]
     return [table for table in found if table.rows]
 
 
@@ -114,13 +115,13 @@ def _left_out(stream: Stream) -> Table:
     return Table("Left out", ("source", "reason", "documents", "share"), rows)
 
 
-def _changes(stream: Stream) -> Table:
+def _counts(stream: Stream, title: str, fact: str, of: str) -> Table:
     rows = [
         (name, kind, f"{number:,}")
         for name, facts in stream.manifest["sources"].items()
-        for kind, number in sorted(facts["changes"].items(), key=lambda pair: -pair[1])
+        for kind, number in sorted(facts[fact].items(), key=lambda pair: -pair[1])
     ]
-    return Table("Cleaned", ("source", "what", "times"), rows)
+    return Table(title, ("source", "what", of), rows)
 
 
 # ---- Markdown ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from andromeda.data import workers
 from andromeda.data.augment import Rules, fill_in_the_middle, span_corruption
 from andromeda.data.augment.rules import TECHNIQUES
 from andromeda.data.build import build, verify
+from andromeda.data.report import tables
 from andromeda.data.spec import parse_spec
 from andromeda.data.stream import Stream
 from andromeda.errors import AndromedaError
@@ -80,6 +81,8 @@ def test_what_the_spec_asks_for_is_there_and_counted(corpus: Path, tmp_path: Pat
     assert found["permute"] <= counted["permute_lines"] + counted["permute_stanzas"] < found["permute"] + 10
     assert 60 < sum(counted.values()) < 120  # four in five
     assert manifest["sources"]["sums"]["augmented"] == {}
+    rows = {table.title: table.rows for table in tables(stream)}["Augmented"]
+    assert sorted(rows) == [("verse", name, str(count)) for name, count in sorted(counted.items())]
 
 
 def test_training_learns_the_spans_alone(corpus: Path, tmp_path: Path) -> None:
