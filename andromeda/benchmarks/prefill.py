@@ -258,7 +258,7 @@ def measure_peer(name: str, size: str, length: int) -> Row:
     measure.release()
     try:
         with torch.device(DEVICE):
-            model = peers.build(name, preset(size), length).bfloat16().eval()
+            model = peers.build(name, preset(size), length).to(DEVICE).bfloat16().eval()  # x-transformers' slopes
         call = peers.last_logits(name, model)
         facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         ids = torch.randint(preset(size).num_tokens, (1, length), device=DEVICE)
