@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +198,23 @@ def test_what_is_in_nothing_but_a_removed_document_is_no_token(whole: Path) -> N
     assert len(tokenizer.encode(" burning")) == 1
 
 
+def test_a_vocabulary_of_a_large_corpus_is_trained_on_a_part_of_each_source(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "LEARNED_FROM", 5)
+    draw = random.Random(0)
+    texts = ["first words " * 5, *(f"xylophone {draw.random()}" for _ in range(30))]
+    lines(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+    spec = """
+tokenizer: {vocab_size: 300}
+sources: {a: {files: [a.jsonl], licence: none}}
+stages: {s: {seq_len: 9, epochs: {a: 1}}}
+"""
+    built(tmp_path, tmp_path / "out", text=spec)
+    tokenizer = Stream(tmp_path / "out").tokenizer
+    assert len(tokenizer.encode(" words")) < len("words") < len(tokenizer.encode("xylophone"))
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(["high", "medium", "low"]))
 def test_the_higher_priority_keeps_what_stands_in_all(tmp_path_factory: Any, priorities: list[str]) -> None:
@@ -270,40 +286,39 @@ def command(corpus: Path, spec: Path, out: Path) -> list[str]:
     return [sys.executable, script, str(spec), str(out), "--corpus", str(corpus), "--workers", "2"]
 
 
-def moments(out: Path) -> set[str]:
-    """What was there when a build was stopped: says which stage it was in."""
-    found = {path.name for part in ("", ".work", ".work/texts", "sources", "packs") for path in (out / part).glob("*")}
-    return {name for name in found if not name.startswith(".")}
+STAGES = (
+    "build.key", ".work/texts/scraps", ".work/texts/verse", ".work/texts/sums", ".work/texts/calls", ".work/duplicates",
+    "tokenizer", "sources/scraps", "sources/chats", "sources/calls", "packs",
+)  # fmt: skip
 
 
-def kill_and_build(corpus: Path, whole: Path, tmp_path: Path, times: int) -> Iterator[set[str]]:
-    began = time.monotonic()
-    subprocess.run(command(corpus, tmp_path / "spec.yaml", tmp_path / "timed"), check=True, capture_output=True)
-    seconds = time.monotonic() - began
-    for number in range(times):
-        out = tmp_path / f"killed{number}"
-        arguments = command(corpus, tmp_path / "spec.yaml", out)
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds * (0.15 + 0.8 * (number + random.random()) / times))
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        yield moments(out)
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive, "workers outlive the build"
-        built(corpus, out)
-        found = {name: data for name, data in contents(out).items() if not name.lstrip(".").startswith("report.")}
-        assert found == contents(whole)  # the command may have come to the report, which is no part of the build
+def kill_and_build(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> None:
+    """Kills a build soon after a stage of it is there, and builds again."""
+    out = tmp_path / "killed"
+    arguments = command(corpus, tmp_path / "spec.yaml", out)
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out / stage).exists() and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was done before"
+    assert not (out / "manifest.json").exists()
+    assert not psutil.wait_procs(children, timeout=10)[1], "workers outlive the build"
+    built(corpus, out)
+    assert contents(out) == contents(whole)
 
 
-def test_kill_twice(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    assert len(list(kill_and_build(corpus, whole, tmp_path, 2))) == 2
+@pytest.mark.parametrize("stage", [".work/texts/verse", "sources/scraps"])
+def test_kill(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> None:
+    kill_and_build(corpus, whole, tmp_path, stage)
 
 
 @pytest.mark.slow
-def test_kill_twenty_times(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    seen = {name for found in kill_and_build(corpus, whole, tmp_path, 20) for name in found}
-    assert {"texts", "duplicates", "tokenizer", "verse", "scraps"} <= seen, "some stages were never killed"
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("number", [1, 2])
+def test_kill_in_every_stage(corpus: Path, whole: Path, tmp_path: Path, stage: str, number: int) -> None:
+    kill_and_build(corpus, whole, tmp_path, stage)
 
 
 def test_control_c_ends_it_in_silence(corpus: Path, tmp_path: Path) -> None:
