@@ -98,7 +98,7 @@ class Fields:
             said = conversation(_value(record, self.messages, where), where)
         else:
             turns = [(role, getattr(self, role)) for role in ("system", "user", "assistant")]
-            said = tuple({"role": role, "content": _filled(t, record, where)} for role, t in turns if t is not None)
+            said = tuple({"role": role, "content": _turn(t, record, where)} for role, t in turns if t is not None)
         tools = None if self.tools is None else offered(_value(record, self.tools, where), where)
         return Document(where, messages=said, tools=tools or None)
 
@@ -123,6 +123,12 @@ def _filled(template: str, record: Record, where: str) -> str:
     names = _names(template)
     values = {name: _string(_value(record, name, where), name, where) for name in names}
     return values[template] if names == [template] else template.format_map(values)
+
+
+def _turn(template: str, record: Record, where: str) -> str:
+    """Without the blanks that a field leaves which is empty, as the input of many an instruction is."""
+    text = _filled(template, record, where)
+    return text if _names(template) == [template] else text.strip()
 
 
 def _value(record: Record, name: str, where: str) -> Any:

@@ -110,6 +110,14 @@ def test_conversations(tmp_path: Path) -> None:
     assert without == Document("b.jsonl:2", messages=tuple(messages))
 
 
+def test_an_empty_field_leaves_no_blanks_in_a_turn() -> None:
+    fields = Fields(user="{instruction}\n\n{input}", assistant="output")
+    for asked, said in (("", "Add."), ("2 and 3", "Add.\n\n2 and 3")):
+        document = fields.document({"instruction": "Add.", "input": asked, "output": " 5\n"}, "here")
+        assert document.messages is not None
+        assert [message["content"] for message in document.messages] == [said, " 5\n"]
+
+
 def test_calls_and_results_come_in_one_form() -> None:
     said = [
         {"role": "user", "content": "A table?"},
