@@ -20,13 +20,14 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from andromeda.atomic import atomic_directory, replace_file
+from andromeda.atomic import atomic_directory, locked, replace_file
 from andromeda.data.across import Across, find_duplicates
 from andromeda.data.augment import Augmenter
 from andromeda.data.encode import Done, Encode, build_store, stay
@@ -67,7 +68,7 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: in
 
     Raises:
         AndromedaError: a source cannot be read, a stage cannot be made of it, the spec's tokenizer lacks a token that
-            `augment` needs, `out` holds something else, or writing failed.
+            `augment` needs, `out` holds something else, another process builds there, or writing failed.
     """
     if spec.tokenizer_path is not None:
         _augmenters(spec, Tokenizer.load(spec.tokenizer_path))
@@ -75,19 +76,25 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: in
     evaluations = _files_digest(spec.decontaminate.paths(corpus), corpus) if spec.decontaminate else ""
     key = _digest(FORMAT, spec.sha256, _tokenizer_key(spec), *keys.values(), evaluations)
     _claim(out, key)
-    manifest_path = out / MANIFEST
-    if manifest_path.is_file():
-        return read_manifest(out)
+    with _alone(out):
+        if not (out / MANIFEST).is_file():
+            manifest = _made(spec, corpus, out, keys, evaluations, num_workers or cores(), advance)
+            replace_file(out / MANIFEST, json.dumps({"format": FORMAT, "key": key, **manifest}, indent=1) + "\n")
+    return read_manifest(out)
+
+
+def _made(
+    spec: Spec, corpus: Path, out: Path, keys: Mapping[str, str], evaluations: str, num_workers: int, advance: Advance
+) -> dict[str, Any]:
+    """Makes all but the manifest; what that says besides its format and key."""
     if not (out / SPEC).is_file():
         replace_file(out / SPEC, spec.text)
-    stores = _stores(spec, corpus, out, keys, num_workers or cores(), advance)
+    stores = _stores(spec, corpus, out, keys, num_workers, advance)
     sizes = {}
     for name, seq_len in dict.fromkeys((name, stage.seq_len) for stage in spec.stages for name in stage.sources):
         sizes[name, seq_len] = _build_pack(stores[name], out / "packs" / f"{name}-{seq_len}", seq_len)
     mix = Mix(spec.stages, sizes, spec.seed)
-    manifest = {
-        "format": FORMAT,
-        "key": key,
+    return {
         "spec_sha256": spec.sha256,
         "tokenizer_sha256": Tokenizer.load(out / "tokenizer").sha256,
         "evaluations": {"sha256": evaluations, **json.loads((out / EVALUATIONS).read_bytes())} if evaluations else None,
@@ -99,8 +106,6 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: in
         "num_sequences": len(mix),
         "files": {path.relative_to(out).as_posix(): _sha256(path) for path in _files(out)},
     }
-    replace_file(manifest_path, json.dumps(manifest, indent=1) + "\n")
-    return manifest
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -229,6 +234,17 @@ def _claim(out: Path, key: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not owner.is_file():
         replace_file(owner, key + "\n")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Only this process builds in `out`, where the file system has locks."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out / OWNER, wait=False))
+        except BlockingIOError as error:
+            raise AndromedaError(f"{out}: another process builds there; wait until it is done") from error
+        yield
 
 
 def _tokenizer_key(spec: Spec) -> str:

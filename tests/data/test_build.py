@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from andromeda.atomic import locked
 from andromeda.data import build as build_module
 from andromeda.data import encode
 from andromeda.data.build import build, read_manifest, verify
@@ -140,6 +141,15 @@ def test_a_build_goes_on_from_whatever_a_kill_left(corpus: Path, tmp_path: Path)
         assert built(corpus, out) == read_manifest(whole)
         assert verify(out) == []
         shutil.rmtree(out)
+
+
+def test_one_process_builds_in_a_directory_at_a_time(corpus: Path, tmp_path: Path) -> None:
+    built(corpus, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    with locked(tmp_path / "out" / "build.key"), pytest.raises(AndromedaError, match="out: another process builds"):
+        built(corpus, tmp_path / "out")
+    built(corpus, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', '"'])
