@@ -49,7 +49,13 @@ def build(spec: str, out: str, *, corpus: str = ".", workers: int | None = None)
             if counts:
                 number = plural(sum(counts.values()), "document")
                 say(f"{name}: {number} {what} ({_most(counts)}), listed in sources/{name}")
-    has_picture = write_report(Stream(out))
+    try:
+        has_picture = write_report(Stream(out))
+    except OSError as error:
+        problem = error.strerror or error
+        raise AndromedaError(
+            f"{out}: is built, but its report cannot be written: {problem}; run it again for one"
+        ) from error
     say(f"{out}: report in {REPORT}" + (f" and {PICTURE}" if has_picture else "; for a picture, install matplotlib"))
 
 

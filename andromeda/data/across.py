@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from andromeda.atomic import atomic_directory
 from andromeda.data.dedup import Duplicates, Index
+from andromeda.data.fingerprint import AnySource
 from andromeda.data.minhash import Near
-from andromeda.data.sift import AnySource
 from andromeda.data.sources import PRIORITIES
 from andromeda.data.texts import WHERE, Lines, Removed, Texts
 

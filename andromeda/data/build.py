@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from typing import Any
 import numpy as np
 
 from andromeda.atomic import atomic_directory, locked, replace_file
+from andromeda.data import files
 from andromeda.data.across import Across, find_duplicates
 from andromeda.data.augment import Augmenter
-from andromeda.data.encode import Done, Encode, build_store, stay
+from andromeda.data.encode import Encode, build_store, stay
 from andromeda.data.encode import Work as Lines
+from andromeda.data.fingerprint import check_unchanged, fingerprint
 from andromeda.data.generated import Generated
 from andromeda.data.mix import Mix
 from andromeda.data.pack import pack
-from andromeda.data.sift import Advance, AnySource, Sift, sift
+from andromeda.data.parts import Done, folders_of_parts, join_texts
+from andromeda.data.sift import Advance, Sift, sift
 from andromeda.data.sift import Work as Items
 from andromeda.data.spec import Spec
 from andromeda.data.store import Store
@@ -48,6 +52,7 @@ FORMAT = 2
 MANIFEST, SPEC, OWNER = "manifest.json", "spec.yaml", "build.key"
 LEARNED_FROM = 1 << 28  # bytes of text are plenty for a vocabulary
 WORK, EVALUATIONS = ".work", "evaluations.json"
+TEXT_PARTS, TOKEN_PARTS = f"{WORK}/parts/texts", f"{WORK}/parts/tokens"
 REPORT, PICTURE = "report.md", "report.png"
 PACK_ARRAYS = ("offsets", "documents", "starts", "lengths")
 
@@ -70,26 +75,55 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: in
         AndromedaError: a source cannot be read, a stage cannot be made of it, the spec's tokenizer lacks a token that
             `augment` needs, `out` holds something else, another process builds there, or writing failed.
     """
-    if spec.tokenizer_path is not None:
-        _augmenters(spec, Tokenizer.load(spec.tokenizer_path))
-    keys = {source.name: _fingerprint(source, corpus) for source in spec.sources}
-    evaluations = _files_digest(spec.decontaminate.paths(corpus), corpus) if spec.decontaminate else ""
-    key = _digest(FORMAT, spec.sha256, _tokenizer_key(spec), *keys.values(), evaluations)
-    _claim(out, key)
-    with _alone(out):
+    job = begin(spec, corpus, out, num_workers, advance)
+    with _explained(out), _alone(out):
         if not (out / MANIFEST).is_file():
-            manifest = _made(spec, corpus, out, keys, evaluations, num_workers or cores(), advance)
-            replace_file(out / MANIFEST, json.dumps({"format": FORMAT, "key": key, **manifest}, indent=1) + "\n")
+            manifest = {"format": FORMAT, "key": job.key, **_made(job)}
+            replace_file(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return read_manifest(out)
 
 
-def _made(
-    spec: Spec, corpus: Path, out: Path, keys: Mapping[str, str], evaluations: str, num_workers: int, advance: Advance
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """What is built, of what, where, and how.
+
+    Attributes:
+        fingerprints: of each source.
+        evaluations: fingerprint of the evaluation texts; empty where there are none.
+    """
+
+    spec: Spec
+    corpus: Path
+    out: Path
+    fingerprints: Mapping[str, str]
+    evaluations: str
+    num_workers: int
+    advance: Advance
+
+    @property
+    def key(self) -> str:
+        spec = self.spec
+        return _digest(FORMAT, spec.sha256, _tokenizer_key(spec), *self.fingerprints.values(), self.evaluations)
+
+
+def begin(spec: Spec, corpus: Path, out: Path, num_workers: int | None, advance: Advance) -> Job:
+    """Makes `out` the directory of this build, if it is not. Arguments and errors are those of `build`."""
+    if spec.tokenizer_path is not None:
+        _augmenters(spec, Tokenizer.load(spec.tokenizer_path))
+    keys = {source.name: fingerprint(source, corpus) for source in spec.sources}
+    evaluations = fingerprint(spec.decontaminate, corpus) if spec.decontaminate else ""
+    job = Job(spec, corpus, out, keys, evaluations, num_workers or cores(), advance)
+    with _explained(out):
+        _claim(out, job.key)
+    return job
+
+
+def _made(job: Job) -> dict[str, Any]:
     """Makes all but the manifest; what that says besides its format and key."""
+    spec, out, evaluations = job.spec, job.out, job.evaluations
     if not (out / SPEC).is_file():
         replace_file(out / SPEC, spec.text)
-    stores = _stores(spec, corpus, out, keys, num_workers, advance)
+    stores = _stores(job)
     sizes = {}
     for name, seq_len in dict.fromkeys((name, stage.seq_len) for stage in spec.stages for name in stage.sources):
         sizes[name, seq_len] = _build_pack(stores[name], out / "packs" / f"{name}-{seq_len}", seq_len)
@@ -104,7 +138,7 @@ def _made(
             for stage, counts in zip(mix.stages, mix.counts, strict=True)
         },
         "num_sequences": len(mix),
-        "files": {path.relative_to(out).as_posix(): _sha256(path) for path in _files(out)},
+        "files": {path.relative_to(out).as_posix(): files.sha256(path) for path in _files(out)},
     }
 
 
@@ -129,7 +163,9 @@ def verify(out: Path) -> list[str]:
     """What is wrong with the files of a build, a line each; nothing: they are what was built."""
     manifest, problems = read_manifest(out), []
     with ThreadPoolExecutor(cores()) as threads:
-        found = threads.map(lambda name: _sha256(out / name) if (out / name).is_file() else None, manifest["files"])
+        found = threads.map(
+            lambda name: files.sha256(out / name) if (out / name).is_file() else None, manifest["files"]
+        )
     for (name, expected), digest in zip(manifest["files"].items(), found, strict=True):
         if digest is None:
             problems.append(f"{name}: is missing")
@@ -145,43 +181,83 @@ def verify(out: Path) -> list[str]:
 # ---- the sources ---------------------------------------------------------------------------------
 
 
-def _stores(
-    spec: Spec, corpus: Path, out: Path, keys: Mapping[str, str], num_workers: int, advance: Advance
-) -> dict[str, Store]:
+def _stores(job: Job) -> dict[str, Store]:
+    spec, out = job.spec, job.out
     folders = {source.name: out / "sources" / source.name for source in spec.sources}
     if not all(folder.is_dir() for folder in folders.values()):
-        texts = _texts(spec, corpus, out, num_workers, advance)
-        across = None
-        if any(source.dedup != "off" for source in spec.sources):
-            find_duplicates(spec.sources, texts, spec.near, out / WORK / "duplicates")
-            across = Across(spec.sources, texts, out / WORK / "duplicates")
-        tokenizer = _tokenizer(spec, out / "tokenizer", texts, across)
-        bad = {source.name: "stop" if isinstance(source, Generated) else source.bad for source in spec.sources}
-        encode = Encode(tokenizer, bad, _augmenters(spec, tokenizer))
-        with Workers[Lines, Done](encode, num_workers) as workers:
+        found = compare(job)
+        with Workers[Lines, Done](found.encode, job.num_workers) as workers:
             for source in spec.sources:
-                facts = {"licence": source.licence, "priority": source.priority, "files_sha256": keys[source.name]}
+                facts = {
+                    "licence": source.licence, "priority": source.priority,
+                    "files_sha256": job.fingerprints[source.name],
+                }  # fmt: skip
+                parts = folders_of_parts(out / TOKEN_PARTS, source.name)
                 build_store(
-                    source, texts[source.name], across, folders[source.name], tokenizer, workers, facts, advance
-                )
+                    source, found.texts[source.name], found.across, folders[source.name], found.encode.tokenizer,
+                    workers, parts, facts, job.advance,
+                )  # fmt: skip
     shutil.rmtree(out / WORK, ignore_errors=True)
     return {name: Store(folder) for name, folder in folders.items()}
 
 
-def _texts(spec: Spec, corpus: Path, out: Path, num_workers: int, advance: Advance) -> dict[str, Texts]:
-    folder, evaluations = out / WORK / "texts", None
+@dataclass(frozen=True)
+class Compared:
+    """What is known when all sources are read: their texts, which of them are duplicates, and how they are encoded."""
+
+    texts: Mapping[str, Texts]
+    across: Across | None
+    encode: Encode
+
+
+def compare(job: Job) -> Compared:
+    """Reads the sources, or joins what tasks read of them; finds duplicates; trains the vocabulary.
+
+    Raises:
+        AndromedaError: as `build`.
+    """
+    texts = _texts(job)
+    folder = job.out / WORK / "duplicates"
+    if any(source.dedup != "off" for source in job.spec.sources):
+        find_duplicates(job.spec.sources, texts, job.spec.near, folder)
+    across = _across(job.spec, texts, job.out)
+    _tokenizer(job.spec, job.out / "tokenizer", texts, across)
+    return compared(job.spec, job.out)
+
+
+def compared(spec: Spec, out: Path) -> Compared:
+    """What `compare` has found."""
+    texts = {source.name: Texts(out / WORK / "texts" / source.name) for source in spec.sources}
+    tokenizer = Tokenizer.load(out / "tokenizer")
+    bad = {source.name: "stop" if isinstance(source, Generated) else source.bad for source in spec.sources}
+    return Compared(texts, _across(spec, texts, out), Encode(tokenizer, bad, _augmenters(spec, tokenizer)))
+
+
+def _across(spec: Spec, texts: Mapping[str, Texts], out: Path) -> Across | None:
+    if all(source.dedup == "off" for source in spec.sources):
+        return None
+    return Across(spec.sources, texts, out / WORK / "duplicates")
+
+
+def _texts(job: Job) -> dict[str, Texts]:
+    spec, corpus, folder = job.spec, job.corpus, job.out / WORK / "texts"
+    evaluations = None
     if spec.decontaminate and not all((folder / source.name).is_dir() for source in spec.sources):
         evaluations = spec.decontaminate.read(corpus)
+        check_unchanged(spec.decontaminate, corpus, job.evaluations)
         counts = {"texts": evaluations.num_texts, "too_short": len(evaluations.untested)}
-        replace_file(out / EVALUATIONS, json.dumps(counts) + "\n")
+        replace_file(job.out / EVALUATIONS, json.dumps(counts) + "\n")
     function = Sift({source.name: source for source in spec.sources}, evaluations, spec.near)
-    with Workers[Items, Batch](function, num_workers) as workers:
+    with Workers[Items, Batch](function, job.num_workers) as workers:
         for source in spec.sources:
-            sift(source, corpus, folder / source.name, workers, advance)
+            if parts := folders_of_parts(job.out / TEXT_PARTS, source.name):
+                join_texts(parts, folder / source.name)
+            else:
+                sift(source, corpus, job.fingerprints[source.name], folder / source.name, workers, job.advance)
     return {source.name: Texts(folder / source.name) for source in spec.sources}
 
 
-def _tokenizer(spec: Spec, folder: Path, texts: Mapping[str, Texts], across: Across | None) -> Tokenizer:
+def _tokenizer(spec: Spec, folder: Path, texts: Mapping[str, Texts], across: Across | None) -> None:
     if not folder.is_dir():
         if spec.tokenizer_path is None:
             assert spec.vocab_size is not None
@@ -192,7 +268,6 @@ def _tokenizer(spec: Spec, folder: Path, texts: Mapping[str, Texts], across: Acr
             made = Tokenizer.load(spec.tokenizer_path)
         with atomic_directory(folder, replaceable=lambda _: False) as new:
             made.save(new)
-    return Tokenizer.load(folder)
 
 
 def _augmenters(spec: Spec, tokenizer: Tokenizer) -> dict[str, Augmenter]:
@@ -261,31 +336,19 @@ def _build_pack(store: Store, folder: Path, seq_len: int) -> int:
     return len(np.load(folder / "offsets.npy", mmap_mode="r")) - 1
 
 
-# ---- fingerprints --------------------------------------------------------------------------------
-
-
-def _fingerprint(source: AnySource, corpus: Path) -> str:
-    """Of its files; what is generated follows from the spec."""
-    return "" if isinstance(source, Generated) else _files_digest(source.paths(corpus), corpus)
-
-
-def _files_digest(paths: Iterable[Path], corpus: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(corpus).as_posix()}\0{_sha256(path)}\n".encode())
-    return digest.hexdigest()
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AndromedaError(
+            f"{out}: cannot be written: {error.strerror or error}; if the disk is full, free space, and run the same "
+            "command again to go on"
+        ) from error
 
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise AndromedaError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _files(out: Path) -> Iterable[Path]:

@@ -61,8 +61,11 @@ class Decontaminate:
 
     def _texts(self, corpus: Path) -> Iterator[tuple[str, str]]:
         for path in self.paths(corpus):
-            for raw in raw_records(path, path.relative_to(corpus).as_posix(), None):
-                yield from ((raw.where, text) for text in strings(raw.record()))
+            try:
+                for raw in raw_records(path, path.relative_to(corpus).as_posix(), None):
+                    yield from ((raw.where, text) for text in strings(raw.record()))
+            except AndromedaError as error:
+                raise AndromedaError(f"decontaminate: {error}") from error
 
 
 class Shared(NamedTuple):

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +17,10 @@ from andromeda.atomic import atomic_directory
 from andromeda.data.across import Across
 from andromeda.data.augment import Augmenter
 from andromeda.data.fields import Document
-from andromeda.data.sift import Advance, AnySource
+from andromeda.data.fingerprint import AnySource
+from andromeda.data.part import WHOLE, Part
+from andromeda.data.parts import Done, read_tokens
+from andromeda.data.sift import Advance
 from andromeda.data.sources import Unread
 from andromeda.data.store import FACTS, Encoded, batched, write_store
 from andromeda.data.texts import REMOVED, UNREAD, Texts, from_line, listed_removed, listed_unread
@@ -25,7 +29,6 @@ from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 
 Work: TypeAlias = tuple[str, list[bytes]]  # a source's name, and some lines of its documents.jsonl
-Done: TypeAlias = list[Encoded | Unread]
 
 BATCH_BYTES = 1 << 20  # of lines that a worker takes at a time
 
@@ -93,12 +96,13 @@ class Encode:
 
 def build_store(
     source: AnySource, texts: Texts, across: Across | None, folder: Path, tokenizer: Tokenizer,
-    workers: Workers[Work, Done], facts: Mapping[str, Any], advance: Advance,
+    workers: Workers[Work, Done], parts: list[Path], facts: Mapping[str, Any], advance: Advance,
 ) -> None:  # fmt: skip
     """Writes a source's documents as ids, and lists of what is not among them, to `folder`, unless it is there.
 
     Args:
         across: duplicates; None: they stay.
+        parts: where `encoded_part` of all parts lies, see `parts`; none: it is done here.
         facts: what source.json says besides.
 
     Raises:
@@ -118,7 +122,7 @@ def build_store(
         with (new / UNREAD).open("a", encoding="utf-8", newline="\n") as log:
 
             def encoded() -> Iterator[Encoded]:
-                for done in workers.map(_batches(source.name, stay(source.name, texts, across))):
+                for done in read_tokens(parts) if parts else encoded_part(source, texts, across, WHOLE, workers):
                     refused = [item for item in done if isinstance(item, Unread)]
                     unread.update(item.reason for item in refused)
                     log.writelines(listed_unread(refused))
@@ -137,6 +141,20 @@ def build_store(
         (new / FACTS).write_text(json.dumps({**written, **counts, **facts}, indent=1) + "\n", encoding="utf-8")
 
 
+def encoded_part(
+    source: AnySource, texts: Texts, across: Across | None, part: Part, workers: Workers[Work, Done]
+) -> Iterator[Done]:
+    """The documents of a part as ids, some at a time.
+
+    Raises:
+        AndromedaError: one cannot be encoded.
+    """
+    chosen = part.of(len(texts) - (0 if across is None else len(across.removed(source.name))))
+    lines = islice(stay(source.name, texts, across), chosen.start, chosen.stop)
+    batches = (((source.name, batch), sum(map(len, batch))) for batch in batched(lines, BATCH_BYTES, len))
+    return workers.map(batches)
+
+
 def stay(name: str, texts: Texts, across: Across | None) -> Iterator[bytes]:
     """Of a source, the lines of documents that are no duplicates."""
     removed = iter(() if across is None else across.removed(name))
@@ -146,10 +164,6 @@ def stay(name: str, texts: Texts, across: Across | None) -> Iterator[bytes]:
             following = next(removed, None)
         else:
             yield line
-
-
-def _batches(name: str, lines: Iterator[bytes]) -> Iterator[tuple[Work, int]]:
-    return (((name, batch), sum(map(len, batch))) for batch in batched(lines, BATCH_BYTES, len))
 
 
 def _parts(document: Document) -> list[str]:

@@ -11,8 +11,10 @@ tools: tools                              and the functions that it may call
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +23,8 @@ from andromeda.errors import AndromedaError
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call", "tool_call_id", "name"})
+
+SHOWN = 30  # names in a message, and characters of each
 
 Record = Mapping[str, Any]
 
@@ -31,6 +35,9 @@ class BadRecordError(AndromedaError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadRecordError], tuple[str, str]]:
+        return BadRecordError, (self.reason, str(self))  # between processes
 
 
 @dataclass(frozen=True)
@@ -133,13 +140,20 @@ def _turn(template: str, record: Record, where: str) -> str:
 
 def _value(record: Record, name: str, where: str) -> Any:
     if record.get(name) is None:
-        raise BadRecordError(
-            f"no `{name}`", f"{where}: has no `{name}` (there are: {', '.join(map(str, record)) or 'none'})"
-        )
+        raise BadRecordError(f"no `{name}`", f"{where}: has no `{name}` (there are: {listed_names(record)})")
     return record[name]
 
 
+def listed_names(names: Iterable[str]) -> str:
+    """For a message: the first of them, none at length."""
+    names = list(names)
+    shown = ", ".join(name[:SHOWN] for name in names[:SHOWN]).encode(errors="backslashreplace").decode()
+    return f"{shown}, and {len(names) - SHOWN:,} more" if len(names) > SHOWN else shown or "none"
+
+
 def _string(value: Any, name: str, where: str) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRecordError(f"`{name}` is no text", f"{where}: `{name}` is {value}; it must be text or a number")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -171,12 +185,13 @@ def offered(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 
 def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
-        raise BadRecordError("unknown role", f"{where}: a message's role is {role!r}; use {known}")
+        raise BadRecordError("unknown role", f"{where}: a message's role is {reprlib.repr(role)}; use {known}")
     if unknown := [key for key in message if key not in MESSAGE_KEYS]:
-        raise BadRecordError("unknown key of a message", f"{where}: a message has {unknown[0]!r}, which would be lost")
-    calls = message.get("tool_calls") or ([message["tool_call"]] if message.get("tool_call") else [])
+        found = reprlib.repr(unknown[0])
+        raise BadRecordError("unknown key of a message", f"{where}: a message has {found}, which would be lost")
+    calls = _calls(message, where)
     if calls and role != "assistant":
         raise BadRecordError("call by another", f"{where}: a message of role {role!r} calls a tool")
     if content is not None and not isinstance(content, str):
@@ -187,6 +202,13 @@ def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         raise BadRecordError("empty message", f"{where}: a message with neither content nor calls")
     done = {"role": role, "content": files.check_unicode(content or "", where, "a message")}
     return done | ({"tool_calls": [_call(call, where) for call in calls]} if calls else {})
+
+
+def _calls(message: Mapping[str, Any], where: str) -> list[Any]:
+    several, one = message.get("tool_calls") or [], message.get("tool_call")
+    if not isinstance(several, list) or (several and one):
+        raise BadRecordError("bad call", f"{where}: a message's calls must be a list, or a single `tool_call`")
+    return several or ([one] if one else [])
 
 
 def _call(call: Any, where: str) -> Mapping[str, Any]:

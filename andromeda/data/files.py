@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import hashlib
 import lzma
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -22,25 +26,58 @@ def kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
+class DamagedError(AndromedaError):
+    """A compressed file that is not what was compressed: checksums stand at the end, so what was read may be wrong."""
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed.
 
     Raises:
-        AndromedaError: it cannot be read or decompressed, here or within the block, or that takes a package.
+        AndromedaError: it cannot be read or decompressed, here or within the block, or that takes a package;
+            DamagedError where what was read already may be wrong.
     """
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-    damaged: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+    damaged: tuple[type[Exception], ...] = (gzip.BadGzipFile, lzma.LZMAError, zlib.error)
     if path.suffix == ".zst":
         zstd = _zstd(path)
         openers[".zst"], damaged = zstd.open, (*damaged, zstd.ZstdError)
     try:
+        if _checked_size(path) == 0 and path.suffix in COMPRESSED:  # to gzip, an archive of nothing
+            raise EOFError("it is empty")
         with openers.get(path.suffix, open)(path, "rb") as file:
             yield file
-    except damaged as error:
+    except EOFError as error:
         raise AndromedaError(f"{path}: cannot be decompressed ({error}); fetch the file again") from error
+    except damaged as error:
+        raise DamagedError(f"{path}: cannot be decompressed ({error}); fetch the file again") from error
     except OSError as error:
         raise AndromedaError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes as they lie there.
+
+    Raises:
+        AndromedaError: it cannot be read.
+    """
+    try:
+        _checked_size(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AndromedaError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _checked_size(path: Path) -> int:
+    """Its bytes; raises where it is no file, for to open a pipe is to wait for ever."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no file, but a pipe, socket or device")
+    return found.st_size
 
 
 def _zstd(path: Path) -> Any:

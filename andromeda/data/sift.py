@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -16,15 +17,16 @@ from andromeda.atomic import atomic_directory
 from andromeda.data.clean import Dropped, clean
 from andromeda.data.decontaminate import Evaluations
 from andromeda.data.fields import Document
+from andromeda.data.fingerprint import AnySource, check_unchanged
 from andromeda.data.generated import Generated
 from andromeda.data.minhash import Near, prints, words_of
-from andromeda.data.sources import Raw, Source, Unread
+from andromeda.data.part import WHOLE, Part
+from andromeda.data.sources import OVERHEAD, Raw, Unread
 from andromeda.data.store import batched
 from andromeda.data.texts import Batch, Removed, TextsWriter, to_line
 from andromeda.data.workers import Workers
 from andromeda.errors import AndromedaError
 
-AnySource: TypeAlias = Source | Generated
 Item: TypeAlias = Raw | int | Unread  # of a file, a sample's number, or what could not be read
 Work: TypeAlias = tuple[str, list[Item]]  # a source's name, and some of its items
 Advance: TypeAlias = Callable[[str, int, int], None]  # what is done, documents and bytes more than before
@@ -101,29 +103,57 @@ class Sift:
             return source.left_out(document.where, error, "no plain JSON")
 
 
-def sift(source: AnySource, corpus: Path, folder: Path, workers: Workers[Work, Batch], advance: Advance) -> None:
+def sift(
+    source: AnySource, corpus: Path, key: str, folder: Path, workers: Workers[Work, Batch], advance: Advance
+) -> None:
     """Writes what is kept of a source, and what is not, to `folder`, unless it is there.
+
+    Args:
+        key: the fingerprint that the source has had.
+
+    Raises:
+        AndromedaError: the source cannot be read or has changed, or `folder` cannot be written.
+    """
+    if folder.is_dir():
+        return
+    with _written(source, corpus, WHOLE, folder, workers, advance):
+        check_unchanged(source, corpus, key)
+
+
+def sift_part(
+    source: AnySource, corpus: Path, part: Part, folder: Path, workers: Workers[Work, Batch], advance: Advance
+) -> None:
+    """The same of a part of it; who joins the parts looks whether files have changed.
 
     Raises:
         AndromedaError: the source cannot be read, or `folder` cannot be written.
     """
-    if folder.is_dir():
-        return
+    if not folder.is_dir():
+        with _written(source, corpus, part, folder, workers, advance):
+            pass
+
+
+@contextmanager
+def _written(
+    source: AnySource, corpus: Path, part: Part, folder: Path, workers: Workers[Work, Batch], advance: Advance
+) -> Iterator[None]:
+    """All is written before the block, and in its place after it."""
     with atomic_directory(folder, replaceable=lambda _: False) as new, TextsWriter(new) as writer:
-        for batch in workers.map(_batches(source, corpus)):
+        for batch in workers.map(_batches(source, corpus, part)):
             writer.add(batch)
             advance(f"{source.name}, read", len(batch.lines), batch.num_bytes)
+        yield
 
 
-def _batches(source: AnySource, corpus: Path) -> Iterator[tuple[Work, int]]:
-    for batch in batched(_items(source, corpus), BATCH_BYTES, lambda sized: sized[1]):
+def _batches(source: AnySource, corpus: Path, part: Part) -> Iterator[tuple[Work, int]]:
+    for batch in batched(_items(source, corpus, part), BATCH_BYTES, lambda sized: sized[1]):
         yield (source.name, [item for item, _ in batch]), sum(size for _, size in batch)
 
 
-def _items(source: AnySource, corpus: Path) -> Iterator[tuple[Item, int]]:
+def _items(source: AnySource, corpus: Path, part: Part) -> Iterator[tuple[Item, int]]:
     if isinstance(source, Generated):
-        yield from ((number, source.size) for number in source.numbers())
+        yield from ((number, source.size) for number in part.of(source.documents))
         return
-    for path in source.paths(corpus):
+    for path in part.of_files(source.paths(corpus)):
         for item in source.records(corpus, path):
-            yield item, item.size if isinstance(item, Raw) else 0
+            yield item, item.size if isinstance(item, Raw) else OVERHEAD

@@ -7,19 +7,27 @@ may be compressed (.gz, .xz, .zst). How a record becomes a document: see `fields
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from andromeda.data import files
 from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
-from andromeda.data.fields import BadRecordError, Document, Fields, Record
+from andromeda.data.fields import BadRecordError, Document, Fields, Record, listed_names
 from andromeda.errors import AndromedaError
 
-LONGEST = 1 << 28  # bytes of a record; a longer one is not read
-ROWS = 1024  # of Parquet, at a time
+# Bytes of a record; a longer one is not read. To clean one takes 40 times as much memory, to tokenise it 450 bytes a
+# token, which `tokenizers` holds: 1 GiB for English. The longest novels have 3 to 5 million characters.
+LONGEST = 1 << 23
+DEEPEST = 64  # lists and objects within each other, of a record
+ROWS = 256  # of Parquet, at a time,
+ROWS_BYTES = 1 << 20  # or fewer, where so many bytes are in fewer
+NO_VALUE = (ValueError, OverflowError, ImportError)  # what pyarrow raises where Python knows no such value
+OVERHEAD = 200  # bytes that a record takes besides its own
 
 Priority = Literal["high", "medium", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -41,31 +49,29 @@ class Raw:
     """A record that is not yet decoded, which may fail for it alone.
 
     Attributes:
-        data: a line of a file, a whole file, or a row; None: too long to be read.
+        data: a line of a file, a whole file, or a row; or why it cannot be read.
     """
 
     where: str
     kind: Literal["line", "file", "row"]
-    data: bytes | Record | None
+    data: bytes | Record | BadRecordError
 
     @property
     def size(self) -> int:
         """Bytes, or about so many."""
-        if isinstance(self.data, bytes):
-            return len(self.data)
-        return sum(len(str(value)) for value in (self.data or {}).values())
+        if isinstance(self.data, BadRecordError):
+            return OVERHEAD
+        return OVERHEAD + (len(self.data) if isinstance(self.data, bytes) else _row_size(self.data))
 
     def record(self) -> Record:
         """
         Raises:
-            BadRecordError: it is too long, not UTF-8, or no object.
+            BadRecordError: it is too long, nested too deep, not UTF-8, or no object with keys that differ.
         """
-        if self.data is None:
-            raise BadRecordError(
-                "too long", f"{self.where}: the {self.kind} is longer than {LONGEST:,} bytes; split the document"
-            )
+        if isinstance(self.data, BadRecordError):
+            raise self.data
         if not isinstance(self.data, bytes):
-            return self.data
+            return _not_too_deep(self.data, self.where)
         try:
             text = files.decode(self.data, self.where)
         except AndromedaError as error:
@@ -117,14 +123,14 @@ class Source:
         return self.fields.text is None or self.augment.masks
 
     def paths(self, folder: Path) -> list[Path]:
-        """Its files, each once, by their names within the folder.
+        """Its files, each once, by their names within the folder. What cannot be read is among them, to be told of.
 
         Raises:
-            AndromedaError: a pattern that no file matches.
+            AndromedaError: a pattern that no file matches, a folder that cannot be listed, or a name that is not UTF-8.
         """
         found: set[Path] = set()
         for pattern in self.files:
-            matched = {path for path in folder.glob(pattern) if path.is_file()}
+            matched = _matched(folder, pattern, f"source {self.name}")
             if not matched:
                 raise AndromedaError(f"source {self.name}: no file matches {pattern} in {folder}; is that the corpus?")
             found |= matched
@@ -142,13 +148,20 @@ class Source:
         """The first half of `read`: one file's records as they stand.
 
         Raises:
-            AndromedaError: the file cannot be read, and `bad` is 'stop'.
+            AndromedaError: the file cannot be read, and `bad` is 'stop'; or it is damaged, and some was read of it.
         """
-        name = path.relative_to(folder).as_posix()
+        name, empty = path.relative_to(folder).as_posix(), True
         try:
-            yield from raw_records(path, name, self.fields.needed())
+            for raw in raw_records(path, name, self.fields.needed()):
+                empty = False
+                yield raw
         except AndromedaError as error:  # of the file itself: what is left of it is lost
+            if isinstance(error, files.DamagedError) and not empty:
+                raise AndromedaError(f"source {self.name}: {error}, or leave it out of `files`") from error
             yield self.left_out(name, error, "file cannot be read")
+            return
+        if empty:
+            yield Unread(name, "empty", f"{name}: holds no record")
 
     def document(self, raw: Raw) -> Document | Unread:
         """The second half: of one record.
@@ -192,21 +205,74 @@ def raw_records(path: Path, name: str, columns: Sequence[str] | None) -> Iterato
     with files.opened(path) as file:
         if kind == ".jsonl":
             for number, line in enumerate(files.lines(file, LONGEST), start=1):
+                where = f"{name}:{number}"
                 if line is None or not line.isspace():
-                    yield Raw(f"{name}:{number}", "line", line)
+                    yield Raw(where, "line", _too_long(where, "line") if line is None else line)
         else:
             data = file.read(LONGEST + 1)
-            yield Raw(name, "file", data if len(data) <= LONGEST else None)
+            yield Raw(name, "file", data if len(data) <= LONGEST else _too_long(name, "file"))
+
+
+def _matched(folder: Path, pattern: str, who: str) -> set[Path]:
+    """All that a pattern matches; folders only where it does not end in * or **, for then they may be meant."""
+    path = Path(pattern)
+    for parent in folder.glob(str(path.parent)) if path.parent.name else [folder]:  # glob passes over them in silence
+        if parent.is_dir():
+            try:
+                os.scandir(parent).close()
+            except OSError as error:
+                raise AndromedaError(f"{who}: {parent}: cannot be listed: {error.strerror}") from error
+    found = {path for path in folder.glob(pattern) if Path(pattern).name not in ("*", "**") or not path.is_dir()}
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise AndromedaError(f"{who}: {str(path)!a}: its name is not UTF-8; rename the file") from error
+    return found
+
+
+def _too_long(where: str, kind: str) -> BadRecordError:
+    return BadRecordError("too long", f"{where}: the {kind} is longer than {LONGEST:,} bytes; split the document")
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
 def _parsed(text: str, where: str) -> Record:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+            raise BadRecordError("key twice", f"{where}: has {reprlib.repr(twice)} twice; leave one")
+        return found
+
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(text, object_pairs_hook=distinct)
+    except RecursionError as error:
+        raise _too_deep(where) from error
+    except ValueError as error:
         raise BadRecordError("not JSON", f"{where}: not JSON ({error}); each line must be an object") from error
     if not isinstance(value, dict):
         raise BadRecordError("not an object", f"{where}: is a {type(value).__name__}; each line must be an object")
-    return value
+    return _not_too_deep(value, where)
+
+
+def _not_too_deep(record: Record, where: str) -> Record:
+    """The record itself. A limit of our own, as that of Python's stack depends on who calls."""
+    level: list[Any] = [record]
+    for _ in range(DEEPEST):
+        inner = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return record
+    raise _too_deep(where)
+
+
+def _too_deep(where: str) -> BadRecordError:
+    return BadRecordError("nested too deep", f"{where}: nests lists and objects more than {DEEPEST} deep; flatten it")
+
+
+# ---- Parquet -------------------------------------------------------------------------------------
 
 
 def _rows(path: Path, name: str, columns: Sequence[str] | None) -> Iterator[Raw]:
@@ -216,13 +282,56 @@ def _rows(path: Path, name: str, columns: Sequence[str] | None) -> Iterator[Raw]
         raise AndromedaError(f"{name}: needs a package for .parquet; pip install 'andromeda-lm[data]'") from error
     number = 0
     try:
-        with files.opened(path) as file, parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            known = names if columns is None else [name for name in columns if name in names]
-            for batch in table.iter_batches(ROWS, columns=known):
-                for row in batch.to_pylist():
+        with (
+            files.opened(path) as file,
+            parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as table,
+        ):
+            names = _columns(table, name, columns)
+            for batch in table.iter_batches(_rows_at_a_time(table.metadata), columns=names):
+                for row in _listed(batch):
                     number += 1
-                    yield Raw(f"{name}:{number}", "row", row)
-    except ArrowException as error:
+                    yield _raw_row(row, f"{name}:{number}")
+    except (ArrowException, ValueError) as error:
         problem = " ".join(str(error).split())
         raise AndromedaError(f"{name}, after row {number}: cannot be read as Parquet ({problem})") from error
+
+
+def _columns(table: Any, name: str, wanted: Sequence[str] | None) -> list[str]:
+    """The names of those that are read."""
+    names: list[str] = table.schema_arrow.names
+    chosen = names if wanted is None else list(wanted)
+    for column in chosen:
+        if names.count(column) != 1:
+            what = f"no column `{column}`" if column not in names else f"several columns `{column}`"
+            lost = f"{name}: has {what} (there are: {listed_names(names)}), so none of its"
+            raise BadRecordError(f"no `{column}`", f"{lost} {table.metadata.num_rows:,} rows is read")
+    return chosen
+
+
+def _rows_at_a_time(metadata: Any) -> int:
+    num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return max(1, min(ROWS, ROWS_BYTES * metadata.num_rows // max(1, num_bytes)))
+
+
+def _listed(batch: Any) -> Iterator[Record | Exception]:
+    """Rows; or, in place of one that holds what is no text or no date, the error."""
+    try:
+        yield from batch.to_pylist()
+    except NO_VALUE:
+        for place in range(len(batch)):
+            try:
+                yield from batch.slice(place, 1).to_pylist()
+            except NO_VALUE as error:
+                yield error
+
+
+def _raw_row(row: Record | Exception, where: str) -> Raw:
+    if isinstance(row, UnicodeDecodeError):
+        return Raw(where, "row", BadRecordError("not UTF-8", f"{where}: not UTF-8 ({row.reason}); write it anew"))
+    if isinstance(row, Exception):
+        return Raw(where, "row", BadRecordError("bad fields", f"{where}: has a value that cannot be read ({row})"))
+    return Raw(where, "row", row if _row_size(row) <= LONGEST else _too_long(where, "row"))
+
+
+def _row_size(row: Record) -> int:
+    return sum(len(value) if isinstance(value, str | bytes) else len(str(value)) for value in row.values())

@@ -32,10 +32,10 @@ from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
 from andromeda.data.decontaminate import Decontaminate
 from andromeda.data.fields import Fields
+from andromeda.data.fingerprint import AnySource
 from andromeda.data.generated import Generated
 from andromeda.data.minhash import Near
 from andromeda.data.mix import Stage, exact
-from andromeda.data.sift import AnySource
 from andromeda.data.sources import DEDUPS, PRIORITIES, Dedup, Source
 from andromeda.data.synthetic import make_task
 from andromeda.data.values import filled, hint, named, of, one_of, patterns, section

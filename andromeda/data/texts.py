@@ -87,8 +87,11 @@ def from_line(line: bytes) -> Document:
 
 
 def one_line(text: str) -> str:
-    """White space is one blank, line ends of all kinds too, so that a list has a line for each entry."""
-    return " ".join(text.split())
+    """White space is one blank, line ends of all kinds too, so that a list has a line for each entry.
+
+    A lone surrogate, which no file can hold, is spelt out.
+    """
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 # ---- writing -------------------------------------------------------------------------------------

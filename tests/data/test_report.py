@@ -115,4 +115,4 @@ def test_a_source_without_documents(tmp_path: Path) -> None:
     build(parse_spec(spec, "spec.yaml"), tmp_path, tmp_path / "out", lambda *_: None)
     stream = Stream(tmp_path / "out")
     write_report(stream)
-    assert "| none | 0 | 0 | 0 | 0 | MIT |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| none | 0 | 0 | 1 | 0 | MIT |" in (tmp_path / "out" / "report.md").read_text()
