@@ -20,7 +20,7 @@ AnySource: TypeAlias = Source | Generated
 
 
 def fingerprint(source: AnySource | Decontaminate, corpus: Path) -> str:
-    """Of its files; what is generated follows from the spec, and has none.
+    """Of its files; of a data set of the hub, its name and commit. What is generated follows from the spec alone.
 
     Raises:
         AndromedaError: a pattern matches nothing, or a file cannot be read and the source does not say `bad: skip`.
@@ -28,6 +28,8 @@ def fingerprint(source: AnySource | Decontaminate, corpus: Path) -> str:
     if isinstance(source, Generated):
         return ""
     digest = hashlib.sha256()
+    if isinstance(source, Source) and source.hub is not None:
+        digest.update(f"{source.hub.where}\0{source.hub.revision}\n".encode())
     for path in source.paths(corpus):
         digest.update(f"{path.relative_to(corpus).as_posix()}\0{_file(source, path)}\n".encode())
     return digest.hexdigest()

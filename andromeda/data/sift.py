@@ -154,6 +154,9 @@ def _items(source: AnySource, corpus: Path, part: Part) -> Iterator[tuple[Item, 
     if isinstance(source, Generated):
         yield from ((number, source.size) for number in part.of(source.documents))
         return
-    for path in part.of_files(source.paths(corpus)):
-        for item in source.records(corpus, path):
-            yield item, item.size if isinstance(item, Raw) else OVERHEAD
+    found: Iterator[Raw | Unread]
+    if source.hub is None:
+        found = (item for path in part.of_files(source.paths(corpus)) for item in source.records(corpus, path))
+    else:
+        found = source.rows(corpus) if part.number == 0 else iter(())  # rows come one after the other
+    yield from ((item, item.size if isinstance(item, Raw) else OVERHEAD) for item in found)

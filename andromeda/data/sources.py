@@ -18,6 +18,7 @@ from andromeda.data import files
 from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
 from andromeda.data.fields import BadRecordError, Document, Fields, Record, listed_names
+from andromeda.data.hub import Hub
 from andromeda.errors import AndromedaError
 
 # Bytes of a record; a longer one is not read. To clean one takes 40 times as much memory, to tokenise it 450 bytes a
@@ -81,11 +82,11 @@ class Raw:
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of text, from files.
+    """One kind of text, from files or from a data set of the hub.
 
     Attributes:
         name: in reports and manifests.
-        files: paths or patterns (*, **) under the corpus folder.
+        files: paths or patterns (*, **) under the corpus folder; none: `hub` says what is read.
         licence: of the text, as its owner names it.
         fields: how a record becomes a document.
         bad: what is done with a record that cannot be read: 'stop', or 'skip' and count it.
@@ -93,9 +94,11 @@ class Source:
         dedup: of which duplicates one is kept: of none, of documents of equal words, or of near-duplicates too.
         priority: which source keeps a document that stands in several.
         augment: which share of the documents is changed, and how.
+        hub: in place of files.
 
     Raises:
-        AndromedaError: no files, a path that leads out of the corpus folder, or conversations that are to be changed.
+        AndromedaError: neither or both of files and hub, a path that leads out of the corpus folder, or conversations
+            that are to be changed.
     """
 
     name: str
@@ -107,10 +110,11 @@ class Source:
     dedup: Dedup = "off"
     priority: Priority = "medium"
     augment: AugmentRules = field(default_factory=AugmentRules)
+    hub: Hub | None = None
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise AndromedaError(f"source {self.name}: names no files")
+        if bool(self.files) == bool(self.hub):
+            raise AndromedaError(f"source {self.name}: names {'both files and hub' if self.hub else 'no files'}")
         if self.augment.techniques and self.fields.text is None:
             raise AndromedaError(f"source {self.name}: `augment` is for texts, and these are conversations; drop it")
         for pattern in self.files:
@@ -128,6 +132,8 @@ class Source:
         Raises:
             AndromedaError: a pattern that no file matches, a folder that cannot be listed, or a name that is not UTF-8.
         """
+        if self.hub is not None:
+            return self.hub.files(folder)
         found: set[Path] = set()
         for pattern in self.files:
             matched = _matched(folder, pattern, f"source {self.name}")
@@ -150,7 +156,8 @@ class Source:
         Raises:
             AndromedaError: the file cannot be read, and `bad` is 'stop'; or it is damaged, and some was read of it.
         """
-        name, empty = path.relative_to(folder).as_posix(), True
+        name = path.relative_to(folder).as_posix()
+        empty = True
         try:
             for raw in raw_records(path, name, self.fields.needed()):
                 empty = False
@@ -162,6 +169,22 @@ class Source:
             return
         if empty:
             yield Unread(name, "empty", f"{name}: holds no record")
+
+    def rows(self, folder: Path) -> Iterator[Raw | Unread]:
+        """The same of a data set of the hub. What interrupts it is an error always: it may be the network.
+
+        Raises:
+            AndromedaError: it cannot be read to its end.
+        """
+        assert self.hub is not None
+        where, number = self.hub.where, -1
+        try:
+            for number, row in enumerate(self.hub.rows(folder, self.fields.needed())):
+                yield _raw_row(row, f"{where}:{number}")
+        except AndromedaError as error:
+            raise AndromedaError(f"source {self.name}: {error}") from error
+        if number < 0:
+            yield Unread(where, "empty", f"{where}: holds no record")
 
     def document(self, raw: Raw) -> Document | Unread:
         """The second half: of one record.

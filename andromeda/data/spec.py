@@ -8,6 +8,7 @@
       verse: {files: [poetry/*.jsonl.xz], licence: public domain, priority: high}
       sums: {files: [gsm8k.jsonl], user: question, assistant: answer, licence: MIT, bad: skip, clean: off}
       code: {files: [code/**/*.py], licence: MIT, augment: {fim_psm: 0.25, fim_spm: 0.25}}
+      wiki: {hub: wikimedia/wikipedia, config: 20231101.en, split: train, revision: 40 hex digits, licence: CC BY-SA}
       recall: {synthetic: {task: recall, pairs: 8}, documents: 10000, dedup: exact}
     stages:
       short: {seq_len: 2048, proportions: {verse: 3, sums: 1}, max_epochs: {verse: 2, sums: 4}}
@@ -34,6 +35,7 @@ from andromeda.data.decontaminate import Decontaminate
 from andromeda.data.fields import Fields
 from andromeda.data.fingerprint import AnySource
 from andromeda.data.generated import Generated
+from andromeda.data.hub import Hub
 from andromeda.data.minhash import Near
 from andromeda.data.mix import Stage, exact
 from andromeda.data.sources import DEDUPS, PRIORITIES, Dedup, Source
@@ -43,7 +45,8 @@ from andromeda.errors import AndromedaError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 FIELD_KEYS = tuple(field.name for field in fields(Fields))
-SOURCE_KEYS = ("files", "licence", "bad", "clean", "dedup", "priority", "augment", *FIELD_KEYS)
+HUB_KEYS = ("hub", "config", "split", "revision")
+SOURCE_KEYS = ("files", *HUB_KEYS, "licence", "bad", "clean", "dedup", "priority", "augment", *FIELD_KEYS)
 GENERATED_KEYS = ("synthetic", "documents", "dedup", "priority")
 STAGE_KEYS = tuple(field.name for field in fields(Stage) if field.name != "name")
 NEEDED = ("tokenizer", "sources", "stages")
@@ -161,11 +164,11 @@ def _source(name: str, values: Any, defaults: _Defaults) -> AnySource:
 
 
 def _of_files(name: str, where: str, values: Any, defaults: _Defaults) -> Source:
-    given = section(values, where, SOURCE_KEYS, ("files", "licence"))
+    given = section(values, where, SOURCE_KEYS, ("hub" if "hub" in (values or ()) else "files", "licence"))
     chosen = {key: of(str, given[key], f"{where}.{key}") for key in FIELD_KEYS if key in given}
     return Source(
         name,
-        patterns(given["files"], f"{where}.files"),
+        patterns(given["files"], f"{where}.files") if "files" in given else (),
         of(str, given["licence"], f"{where}.licence"),
         Fields(**(chosen or {"text": "text"})),
         one_of(("stop", "skip"), given.get("bad", "stop"), f"{where}.bad"),
@@ -173,7 +176,15 @@ def _of_files(name: str, where: str, values: Any, defaults: _Defaults) -> Source
         _dedup(given["dedup"], f"{where}.dedup") if "dedup" in given else defaults.dedup,
         one_of(PRIORITIES, given.get("priority", "medium"), f"{where}.priority"),
         _augment(given["augment"], f"{where}.augment") if "augment" in given else AugmentRules(),
+        _hub({key: of(str, given[key], f"{where}.{key}") for key in HUB_KEYS if key in given}, where),
     )
+
+
+def _hub(given: Mapping[str, str], where: str) -> Hub | None:
+    if not given:
+        return None
+    section(given, where, HUB_KEYS, ("hub", "split"))
+    return Hub(given["hub"], given["split"], given.get("revision"), given.get("config"))
 
 
 def _generated(name: str, where: str, values: Any, defaults: _Defaults) -> Generated:
