@@ -19,6 +19,7 @@ from andromeda.chat import GENERATION_END, GENERATION_START, ChatTemplate, Guard
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer.control import PlainEncoder, control_tokens
 from andromeda.tokenizer.files import KNOWN_TOKENS, named_tokens, parsed, read_files, write_files
+from andromeda.tokenizer.pieces import PieceEncoder, cuts_as_ours
 from andromeda.tokenizer.streaming import ByteStream, StreamDecoder, TokenStream, is_byte_level
 from andromeda.tokenizer.training import SPECIAL_TOKENS, TOOL_TOKENS, check_text, train_bpe
 
@@ -54,7 +55,9 @@ class Tokenizer:
         self.vocab_size = 1 + max(self._full.get_vocab().values(), default=-1)
         self._special_ids = frozenset(self._special.values())
         self._byte_level = is_byte_level(spec["decoder"])
-        self._plain = PlainEncoder(spec, {**self._special, **self._visible}, source)
+        control = {**self._special, **self._visible}
+        self._plain = PlainEncoder(spec, control, source)
+        self._pieces = PieceEncoder(self._plain.encoder) if cuts_as_ours(spec, control) else None
         if not templates and {"<|im_start|>", "<|im_end|>"} <= self._special.keys():
             templates = {"default": default_chat_template()}
         self._templates = dict(templates or {})
@@ -177,15 +180,17 @@ class Tokenizer:
             raise
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
+        """`encode` of many texts: piece by piece where that can be, else by the library on all cores."""
         texts = list(texts)
+        found = [self._pieces.encode(text) if self._pieces and isinstance(text, str) else None for text in texts]
+        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
         try:
-            encodings = self._plain.encoder.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = iter(self._plain.encoder.encode_batch_fast(others, add_special_tokens=False))
         except TypeError:
             for number, text in enumerate(texts):
                 check_text(text, f" {number} of the batch")
             raise
-        return [encoding.ids for encoding in encodings]
+        return [next(encodings).ids if ids is None else ids for ids in found]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids; bytes that are not UTF-8 become replacement characters.
