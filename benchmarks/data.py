@@ -10,7 +10,7 @@ picture, is left out. A core's seconds are the user and system time of
 all processes of a command, which a busy machine changes less than the clock on the wall.
 
     python benchmarks/data.py --json data.json                         # on a corpus made from a seed
-    python benchmarks/data.py --corpus poems.jsonl.xz --peers /tmp/peers/bin/python --json data.json
+    python benchmarks/data.py --corpus poems.jsonl.xz --peers PYTHON --json data.json
     python benchmarks/data.py --check                                  # tiny, ours alone
 
 The peers may live in an environment of their own, whose interpreter --peers names:
