@@ -63,14 +63,15 @@ def write_store(
     """
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     firsts, shards, num_bytes = array("q", [0]), array("q", [0]), 0
-    with (folder / "where.txt").open("w", encoding="utf-8", newline="\n") as where, ExitStack() as stack:
+    with (folder / "where.txt").open("w", encoding="utf-8", newline="\n") as where, ExitStack() as shard:
         opened: list[IO[bytes]] = []
         for document in documents:
             if not opened or firsts[-1] - firsts[shards[-1]] >= shard_tokens:
                 if opened:
                     shards.append(len(firsts) - 1)
+                shard.close()
                 names = _shard_files(len(shards) - 1, masked)
-                opened = [stack.enter_context((folder / name).open("wb")) for name in names]
+                opened = [shard.enter_context((folder / name).open("wb")) for name in names]
             opened[0].write(np.concatenate([[eos_id], document.ids]).astype(dtype).tobytes())
             if masked:
                 learned = np.ones(len(document.ids), bool) if document.learned is None else document.learned
