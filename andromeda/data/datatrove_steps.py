@@ -14,6 +14,7 @@ Nothing flows from step to step within a task, since what follows one needs the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
 from andromeda.data.build import TEXT_PARTS, TOKEN_PARTS, WORK, compare, compared
@@ -71,8 +72,9 @@ class _Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
             self.part(spec, Path(self._corpus), out, Part(rank, world_size))
         return data
 
+    @abstractmethod
     def part(self, spec: Spec, corpus: Path, out: Path, part: Part, /) -> None:
-        raise NotImplementedError
+        """What a task does."""
 
     def counted(self, _: str, documents: int, num_bytes: int) -> None:
         self.stat_update("documents", value=documents, unit="batch")

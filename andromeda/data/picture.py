@@ -117,6 +117,7 @@ def _left_out(axes: Any, stream: Stream) -> None:
         axes.annotate(note, (begun[place], place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(places, names)
     axes.set_xlim(0, max(0.01, most * 1.25))
+    axes.set_ylim(-0.5, len(names) - 0.5)  # where no bar sets it
     axes.set_title("Documents left out, by source and reason", loc="left", fontsize=10)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from andromeda.errors import AndromedaError
 from andromeda.training.loop import Loop
 from andromeda.training.metrics import TIMINGS, read_metrics
 
@@ -71,3 +73,13 @@ def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
     for directory in folder.glob("killed*"):
         if directory.is_dir():
             assert_same_run(directory, folder / "whole")
+
+
+@contextmanager
+def refused(folder: Path, message: str) -> Iterator[None]:
+    """What is done within is refused in one line, and leaves nothing behind."""
+    before = snapshot(folder)
+    with pytest.raises(AndromedaError, match=message) as raised:
+        yield
+    assert "\n" not in str(raised.value)
+    assert snapshot(folder) == before
