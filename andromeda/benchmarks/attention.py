@@ -1,9 +1,9 @@
 """Attention on one GPU: our kernels beside SDPA (flash and cuDNN, without any bias) and FlexAttention, in one run.
 
 bfloat16, 24 query heads, one key/value head, 128 channels, causal; B = 11.3 (sqrt(128), gains 1). Medians of CUDA-event
-times, one call behind the other, and after pauses ("rested"); a forward pass is replayed as a CUDA graph. TFLOP/s count
-the products that a causal head needs, windows counted as skipped for ours; those of a backward pass are 2.5 times as
-many. The ceiling is a product of two matrices of 8,192 x 8,192.
+times of CUDA graphs, one replay behind the other, and after pauses ("rested"): of a forward pass, and of one with its
+backward pass ("both"). TFLOP/s count the products that a causal head needs, windows counted as skipped for ours; both
+passes need 3.5 times those of the first. The ceiling is a product of two matrices of 8,192 x 8,192.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(lengths: Sequence[int], peers: bool, sweep: bool, seconds: float, save: 
 
 def line(row: dict[str, Any], ceiling: float) -> str:
     text = f"{row['tokens']:7,}  {row['name']:32}"
-    for part, times in (("forward", 1.0), ("backward", 2.5)):
+    for part, times in (("forward", 1.0), ("both", 3.5)):
         if part in row:
             rate = times * row["flops"] / row[part] * 1e3
             text += f"  {part} {row[part]:8.3f} ms {rate / 1e12:4.0f} TFLOP/s {rate / ceiling:4.0%} of products"
@@ -161,22 +161,31 @@ class Prepared:
         out, v = torch.empty_like(self.q), self.v.detach()
         return lambda: flash.prepared_attention(q, keys, v, self.g, out=out)
 
+    def both(self) -> Callable[[], Any]:
+        return both(lambda *given: flash.prepared_attention(*given, self.g), (self.q, self.keys, self.v))
+
     def backward(self) -> Callable[[], Any]:
         out = flash.prepared_attention(self.q, self.keys, self.v, self.g)
         grad = torch.randn_like(out)
         return lambda: torch.autograd.grad(out, (self.q, self.keys, self.v), grad, retain_graph=True)
 
 
+def both(attend: Attention, given: Sequence[Tensor]) -> Callable[[], Any]:
+    """A forward pass and the gradients of everything given."""
+    grad = torch.randn_like(given[0])
+    return lambda: torch.autograd.grad(attend(*given), given, grad)
+
+
 def measure_ours(name: str, tokens: int, backward: bool) -> dict[str, Any]:
     local, xpos = OURS[name]
     ours = Prepared(tokens, HEADS, local, math.sqrt(D), xpos)
-    forward = measure.captured(ours.forward) if CUDA else ours.forward
-    row = {"name": name, "tokens": tokens, "flops": ours.flops, "forward": measure.milliseconds(forward)}
-    row["forward_rested"] = measure.rested(forward)
-    if backward:
-        call = ours.backward()
-        row |= {"backward": measure.milliseconds(call), "backward_rested": measure.rested(call)}
-    return row
+    row = {"name": name, "tokens": tokens, "flops": ours.flops, **timed("forward", ours.forward)}
+    return row | timed("both", ours.both()) if backward else row
+
+
+def timed(part: str, call: Callable[[], Any]) -> dict[str, float]:
+    replay = measure.captured(call) if CUDA else call
+    return {part: measure.milliseconds(replay), f"{part}_rested": measure.rested(replay)}
 
 
 # ---- peers ---------------------------------------------------------------------------------------
@@ -192,16 +201,13 @@ def measure_peer(name: str, tokens: int, backward: bool) -> dict[str, Any]:
         q, k, v = (x.transpose(1, 2) for x in inputs(tokens, HEADS, math.sqrt(D)))
         with torch.no_grad():
             attend(q, k, v)  # compiles what is to be compiled
-            forward = measure.captured(lambda: attend(q, k, v)) if CUDA else lambda: attend(q, k, v)
-            row["forward"], row["forward_rested"] = measure.milliseconds(forward), measure.rested(forward)
+            row |= timed("forward", lambda: attend(q, k, v))
         if backward:
             if name.startswith("SDPA"):  # their backward takes one k/v head a query head
                 k, v = (x.expand(-1, HEADS, -1, -1).contiguous() for x in (k, v))
-            given = [x.detach().requires_grad_() for x in (q, k, v)]
-            out = attend(*given)
-            grad = torch.randn_like(out)
-            call = lambda: torch.autograd.grad(out, given, grad, retain_graph=True)  # noqa: E731
-            row["backward"], row["backward_rested"] = measure.milliseconds(call), measure.rested(call)
+            call = both(attend, [x.detach().requires_grad_() for x in (q, k, v)])
+            call()
+            row |= timed("both", call)
     except Exception as problem:  # noqa: BLE001 - whatever a peer raises is its own
         row["problem"] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:100]}"
     return row

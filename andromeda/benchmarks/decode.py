@@ -195,11 +195,11 @@ def run(sweeping: bool, save: Save) -> Report:
     report["copy_gbps"] = copy / 1e9
     print(measure.headline(report["machine"]))
     print(f"largest relative error, tiny shapes: {report['error']:.1e}; copy {copy / 1e9:.0f} GB/s (read + written)")
-    default = choose_config(32, D, PAGE, torch.device("cuda", torch.cuda.current_device()))
-    print(f"default configuration: {default}", flush=True)
     if sweeping:
         measure.in_processes(_compile, SWEEP)
     for size in settings():
+        default = choose_config(len(size.lengths), 2 * 16, D, PAGE, size.q.device)
+        print(f"{size.name}: {default}", flush=True)
         if sweeping:
             parts = measure.by_kernel(size.ours(geometry(DEVICE)))
             print(size.name, {name: f"{1e3 * ms / len(size.caches):.1f} us" for name, ms in parts.items()}, flush=True)

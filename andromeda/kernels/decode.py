@@ -85,11 +85,16 @@ def first_set(heads: int, rotary: Rotary | None, local_heads: int | None) -> int
     return heads if local_heads is None else local_heads
 
 
-def choose_config(rows: int, dim_head: int, page_size: int, device: torch.device) -> DecodeConfig:
-    """By the rows of query heads and tokens that share a load, and the memory of a multiprocessor."""
+def choose_config(units: int, rows: int, dim_head: int, page_size: int, device: torch.device) -> DecodeConfig:
+    """By the work there is, the rows of query heads and tokens that share a load, and a multiprocessor's memory.
+
+    Two programs a multiprocessor fill each other's waits. For one sequence they cost more, in parts to be added up.
+    """
     block = min(32 if rows > 64 else 64, max(32, page_size))
     three_tiles = 3 * 2 * block * dim_head * 2 + 3 * dim_head * rows  # bytes, with room for queries and weights
-    return DecodeConfig(block=block, stages=5 if three_tiles <= _shared_memory(device) else 3)
+    programs = 2 if units > 1 and rows <= 32 and 2 * three_tiles <= _shared_memory(device) else 1
+    stages = 5 if three_tiles <= _shared_memory(device) else 3
+    return DecodeConfig(block=block, warps=8 // programs, stages=stages, residency=programs)
 
 
 def _check_taken(q: Tensor, k_pages: Tensor, v_pages: Tensor, rotary: Rotary | None) -> None:
@@ -141,7 +146,7 @@ def launch(
     sets = _set_sizes(cut, heads, kv_heads)
     tokens = min(new, max(1, MAX_ROWS // max(sets)))
     rows = [max(16, triton.next_power_of_2(size * tokens)) if size else 0 for size in sets]
-    config = config or choose_config(sum(rows), dim_head, page_size, q.device)
+    config = config or choose_config(units, sum(rows), dim_head, page_size, q.device)
     chunks = triton.cdiv(new, tokens)
     programs = max(1, _multiprocessors(q.device) * config.residency // chunks)
     rotated = 0 if rotary is None else rotary.heads

@@ -59,9 +59,9 @@ def test_operations_are_those_of_the_pairs_that_are_seen() -> None:
 
 
 def test_a_line_has_its_share_of_the_ceiling() -> None:
-    row = {"name": "x", "tokens": 8192, "flops": 1e12, "forward": 2.0, "backward": 10.0}
+    row = {"name": "x", "tokens": 8192, "flops": 1e12, "forward": 2.0, "both": 14.0}
     assert " ".join(attention.line(row, 1e15).split()) == (
-        "8,192 x forward 2.000 ms 500 TFLOP/s 50% of products backward 10.000 ms 250 TFLOP/s 25% of products"
+        "8,192 x forward 2.000 ms 500 TFLOP/s 50% of products both 14.000 ms 250 TFLOP/s 25% of products"
     )
     row = {"name": "x", "tokens": 9, "flops": 1.0, "problem": "no"}
     assert " ".join(attention.line(row, 1.0).split()) == "9 x no"
