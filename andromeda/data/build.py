@@ -76,7 +76,7 @@ def build(spec: Spec, corpus: Path, out: Path, advance: Advance, num_workers: in
             `augment` needs, `out` holds something else, another process builds there, or writing failed.
     """
     job = begin(spec, corpus, out, num_workers, advance)
-    with _explained(out), _alone(out):
+    with _explained(out), alone(out):
         if not (out / MANIFEST).is_file():
             manifest = {"format": FORMAT, "key": job.key, **_made(job)}
             replace_file(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -250,10 +250,13 @@ def _texts(job: Job) -> dict[str, Texts]:
     function = Sift({source.name: source for source in spec.sources}, evaluations, spec.near)
     with Workers[Items, Batch](function, job.num_workers) as workers:
         for source in spec.sources:
+            done = folder / source.name
+            if done.is_dir():  # and of its parts perhaps some are left
+                continue
             if parts := folders_of_parts(job.out / TEXT_PARTS, source.name):
-                join_texts(parts, folder / source.name)
+                join_texts(parts, done)
             else:
-                sift(source, corpus, job.fingerprints[source.name], folder / source.name, workers, job.advance)
+                sift(source, corpus, done, workers, job.advance, key=job.fingerprints[source.name])
     return {source.name: Texts(folder / source.name) for source in spec.sources}
 
 
@@ -299,20 +302,23 @@ def _said(texts: Mapping[str, Texts], across: Across | None) -> Iterator[str]:
 def _claim(out: Path, key: str) -> None:
     """Makes `out` the directory of this build."""
     owner = out / OWNER
-    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        if not owner.is_file():
-            raise AndromedaError(f"{out}: holds something else; name a new directory")
-        if owner.read_text(encoding="utf-8").strip() != key:
-            raise AndromedaError(
-                f"{out}: was begun with another spec, tokenizer or corpus; name a new directory, or delete it"
-            )
+    if out.exists() and not out.is_dir():
+        raise AndromedaError(f"{out}: is a file; name a new directory")
     out.mkdir(parents=True, exist_ok=True)
-    if not owner.is_file():
-        replace_file(owner, key + "\n")
+    with locked(out):  # of several that begin here at the same time, one is the first
+        if owner.is_file():
+            if owner.read_text(encoding="utf-8").strip() != key:
+                raise AndromedaError(
+                    f"{out}: was begun with another spec, tokenizer or corpus; name a new directory, or delete it"
+                )
+        elif any(not path.name.startswith(".") for path in out.iterdir()):
+            raise AndromedaError(f"{out}: holds something else; name a new directory")
+        else:
+            replace_file(owner, key + "\n")
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Only this process builds in `out`, where the file system has locks."""
     with ExitStack() as stack:
         try:

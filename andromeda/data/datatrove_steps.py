@@ -17,13 +17,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from pathlib import Path
 
-from andromeda.data.build import TEXT_PARTS, TOKEN_PARTS, WORK, compare, compared
+from andromeda.data.build import TEXT_PARTS, TOKEN_PARTS, WORK, alone, compare, compared
 from andromeda.data.build import begin as begin_build
 from andromeda.data.encode import Work as Lines
 from andromeda.data.encode import encoded_part
 from andromeda.data.part import Part
 from andromeda.data.parts import Done, write_tokens
-from andromeda.data.sift import Sift, sift_part
+from andromeda.data.sift import Sift, sift
 from andromeda.data.sift import Work as Items
 from andromeda.data.spec import Spec, read_spec
 from andromeda.data.texts import Batch
@@ -91,7 +91,8 @@ class Read(_Step):
         function = Sift({source.name: source for source in spec.sources}, evaluations, spec.near)
         with Workers[Items, Batch](function, 1) as workers:
             for source in spec.sources:
-                sift_part(source, corpus, part, out / TEXT_PARTS / source.name / part.name, workers, self.counted)
+                folder = out / TEXT_PARTS / source.name / part.name
+                sift(source, corpus, folder, workers, self.counted, part=part)
 
 
 class Compare(_Step):
@@ -102,7 +103,9 @@ class Compare(_Step):
     def part(self, spec: Spec, corpus: Path, out: Path, part: Part, /) -> None:
         if part.count > 1:
             raise AndromedaError("Compare: compares all with all, so it is one task; give the executor tasks=1")
-        compare(begin_build(spec, corpus, out, 1, self.counted))
+        job = begin_build(spec, corpus, out, 1, self.counted)
+        with alone(out):
+            compare(job)
 
 
 class Tokenise(_Step):
@@ -111,7 +114,7 @@ class Tokenise(_Step):
     name = "Tokenise"
 
     def part(self, spec: Spec, _: Path, out: Path, part: Part, /) -> None:
-        if not (out / WORK / "texts").is_dir():
+        if not ((out / WORK / "texts").is_dir() and (out / "tokenizer").is_dir()):
             raise AndromedaError(f"{out}: holds no texts to tokenise; run the pipelines of Read and Compare before")
         found = compared(spec, out)
         with Workers[Lines, Done](found.encode, 1) as workers:

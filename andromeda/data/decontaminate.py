@@ -63,7 +63,8 @@ class Decontaminate:
         for path in self.paths(corpus):
             try:
                 for raw in raw_records(path, path.relative_to(corpus).as_posix(), None):
-                    yield from ((raw.where, text) for text in strings(raw.record()))
+                    record = raw.record()
+                    yield from ((raw.where, text) for text in strings(record["text"] if raw.kind == "file" else record))
             except AndromedaError as error:
                 raise AndromedaError(f"decontaminate: {error}") from error
 

@@ -53,10 +53,6 @@ class Duplicates:
     similarity: NDArray[np.float32]
     exact: NDArray[np.bool_]
 
-    def kept(self, numbers: Ints) -> NDArray[np.bool_]:
-        """(n,) whether each of these documents stays."""
-        return np.isin(numbers, self.removed, invert=True)
-
 
 class Index:
     """The prints of all documents, in files of a folder that is its own.

@@ -48,8 +48,8 @@ class Generated:
 
     @property
     def size(self) -> int:
-        """Characters of a document, very roughly."""
-        return int(getattr(self.task, "length", 1024))
+        """Characters of a document, roughly."""
+        return self.task.size
 
     def numbers(self) -> Iterator[int]:
         return iter(range(self.documents))

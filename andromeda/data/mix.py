@@ -257,7 +257,7 @@ def _quota(stage: Stage, size: Mapping[str, int], used: Mapping[str, Fraction]) 
     if not 0 < length < MAX_SEQUENCES:
         raise AndromedaError(
             f"stage {stage.name!r}: is {length} sequences long, and must be 1 to {MAX_SEQUENCES - 1}; change its "
-            "epochs or num_sequences"
+            "epochs, max_epochs or num_sequences"
         )
     return shares, length
 

@@ -16,7 +16,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +24,7 @@ import numpy as np
 from andromeda.atomic import atomic_directory
 from andromeda.data.part import Part
 from andromeda.data.sources import Unread
-from andromeda.data.store import Encoded
+from andromeda.data.store import Encoded, batched
 from andromeda.data.texts import DOCUMENTS, FACTS, PRINTS, REMOVED, UNREAD, WHERE
 from andromeda.errors import AndromedaError
 
@@ -33,7 +32,8 @@ Done: TypeAlias = list[Encoded | Unread]
 
 IDS, LEARNED = "ids.bin", "learned.bin"
 COPIED = 1 << 24  # bytes at a time
-JOINED = 1 << 8  # documents at a time
+JOINED = 1 << 20  # bytes of tokens at a time
+OVERHEAD = 1 << 12  # bytes that a document takes besides its tokens
 
 
 def folders_of_parts(parts: Path, source: str) -> list[Path]:
@@ -62,13 +62,11 @@ def folders_of_parts(parts: Path, source: str) -> list[Path]:
 
 
 def join_texts(parts: list[Path], folder: Path) -> None:
-    """Puts parts of a source behind each other, as `sift` would have written them, unless it is done; then they go.
+    """Puts parts of a source behind each other, as `sift` would have written them; then they go.
 
     Raises:
         AndromedaError: `folder` cannot be written.
     """
-    if folder.is_dir():
-        return
     with atomic_directory(folder, replaceable=lambda _: False) as new:
         for name in (DOCUMENTS, WHERE, UNREAD, REMOVED, *(f"{name}.bin" for name in PRINTS)):
             with (new / name).open("wb") as whole:
@@ -116,7 +114,11 @@ def write_tokens(batches: Iterable[Done], folder: Path) -> None:
 
 
 def read_tokens(parts: list[Path]) -> Iterator[Done]:
-    """The same again, part by part, some documents at a time."""
+    """The same again, part by part, some documents at a time: of long ones, which take megabytes, a few."""
+
+    def size(item: Encoded | Unread) -> int:
+        return OVERHEAD + (4 * len(item.ids) if isinstance(item, Encoded) else 0)
+
     for part in parts:
         with ExitStack() as stack:
             listed, ids, learned = (stack.enter_context((part / name).open("rb")) for name in (DOCUMENTS, IDS, LEARNED))
@@ -128,5 +130,4 @@ def read_tokens(parts: list[Path]) -> Iterator[Done]:
                 found = np.frombuffer(ids.read(4 * count), "<u4")
                 return Encoded(ids=found, learned=np.frombuffer(learned.read(count), "?") if masked else None, **facts)
 
-            while lines := list(islice(listed, JOINED)):
-                yield [encoded(json.loads(line)) for line in lines]
+            yield from batched((encoded(json.loads(line)) for line in listed), JOINED, size)

@@ -62,7 +62,10 @@ def _stages(axes: Any, stream: Stream, colours: dict[str, Any]) -> None:
         own = tokens[:, stream.mix.sources.index(name)] if name in stream.mix.sources else np.zeros(len(seq_lens))
         axes.barh(places, own, left=begun, color=colour, label=name, height=0.7)
         begun = begun + own
-    axes.set_yticks(places, [f"{stage.name} ({stage.seq_len:,})" for stage in stream.mix.stages])
+    names = [stage.name.replace("$", r"\$") for stage in stream.mix.stages]  # between two of them a formula stands
+    axes.set_yticks(
+        places, [f"{name} ({stage.seq_len:,})" for name, stage in zip(names, stream.mix.stages, strict=True)]
+    )
     axes.set_title(
         "Tokens that training reads, padding too, by stage (tokens a sequence) and source", loc="left", fontsize=10
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -104,45 +103,26 @@ class Sift:
 
 
 def sift(
-    source: AnySource, corpus: Path, key: str, folder: Path, workers: Workers[Work, Batch], advance: Advance
-) -> None:
+    source: AnySource, corpus: Path, folder: Path, workers: Workers[Work, Batch], advance: Advance,
+    *, part: Part = WHOLE, key: str | None = None,
+) -> None:  # fmt: skip
     """Writes what is kept of a source, and what is not, to `folder`, unless it is there.
 
     Args:
-        key: the fingerprint that the source has had.
+        part: of the source, for one of several tasks.
+        key: the fingerprint that the source has had; None: who joins the parts looks whether files have changed.
 
     Raises:
         AndromedaError: the source cannot be read or has changed, or `folder` cannot be written.
     """
     if folder.is_dir():
         return
-    with _written(source, corpus, WHOLE, folder, workers, advance):
-        check_unchanged(source, corpus, key)
-
-
-def sift_part(
-    source: AnySource, corpus: Path, part: Part, folder: Path, workers: Workers[Work, Batch], advance: Advance
-) -> None:
-    """The same of a part of it; who joins the parts looks whether files have changed.
-
-    Raises:
-        AndromedaError: the source cannot be read, or `folder` cannot be written.
-    """
-    if not folder.is_dir():
-        with _written(source, corpus, part, folder, workers, advance):
-            pass
-
-
-@contextmanager
-def _written(
-    source: AnySource, corpus: Path, part: Part, folder: Path, workers: Workers[Work, Batch], advance: Advance
-) -> Iterator[None]:
-    """All is written before the block, and in its place after it."""
     with atomic_directory(folder, replaceable=lambda _: False) as new, TextsWriter(new) as writer:
         for batch in workers.map(_batches(source, corpus, part)):
             writer.add(batch)
             advance(f"{source.name}, read", len(batch.lines), batch.num_bytes)
-        yield
+        if key is not None:
+            check_unchanged(source, corpus, key)
 
 
 def _batches(source: AnySource, corpus: Path, part: Part) -> Iterator[tuple[Work, int]]:

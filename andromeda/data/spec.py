@@ -110,13 +110,26 @@ def read_spec(path: str | Path) -> Spec:
 def parse_spec(text: str, name: str) -> Spec:
     """`read_spec` of a file's text; `name` is what messages call it."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)  # noqa: S506 - a safe one
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, say
         raise AndromedaError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
     try:
         return _spec(text, section(values, "the spec", TOP_KEYS, NEEDED))
     except AndromedaError as error:
         raise AndromedaError(f"{name}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that stands twice, of which the library would keep the last: a source would be lost in silence."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # type: ignore[override]
+        node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        found: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in found:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            found.add(key.value)
+        return node
 
 
 def _spec(text: str, top: Mapping[str, Any]) -> Spec:
@@ -164,7 +177,8 @@ def _source(name: str, values: Any, defaults: _Defaults) -> AnySource:
 
 
 def _of_files(name: str, where: str, values: Any, defaults: _Defaults) -> Source:
-    given = section(values, where, SOURCE_KEYS, ("hub" if "hub" in (values or ()) else "files", "licence"))
+    given = section(values, where, SOURCE_KEYS)
+    section(given, where, SOURCE_KEYS, ("hub" if "hub" in given else "files", "licence"))
     chosen = {key: of(str, given[key], f"{where}.{key}") for key in FIELD_KEYS if key in given}
     return Source(
         name,

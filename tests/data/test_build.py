@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from andromeda.atomic import locked
+from andromeda.atomic import locked, replace_file
 from andromeda.data import build as build_module
 from andromeda.data import encode
 from andromeda.data.build import build, read_manifest, verify
@@ -150,6 +151,35 @@ def test_one_process_builds_in_a_directory_at_a_time(corpus: Path, tmp_path: Pat
         built(corpus, tmp_path / "out")
     built(corpus, tmp_path / "out")
     assert verify(tmp_path / "out") == []
+
+
+def test_of_two_that_begin_at_once_the_second_is_told(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def begin(text: str) -> str:
+        return build_module.begin(spec(text), corpus, tmp_path / "out", 1, lambda *_: None).key
+
+    def second() -> None:
+        try:
+            told.append(begin(SPEC.replace("seed: 5", "seed: 6")))
+        except AndromedaError as error:
+            told.append(str(error))
+
+    other = threading.Thread(target=second)
+
+    def slow(path: Path, content: str) -> None:
+        if not other.ident:  # of the first
+            other.start()
+            other.join(0.5)
+        replace_file(path, content)
+
+    monkeypatch.setattr(build_module, "replace_file", slow)
+    key = begin(SPEC)
+    other.join()
+    assert (tmp_path / "out" / "build.key").read_text() == f"{key}\n"
+    assert len(told) == 1 and "out: was begun with another spec" in told[0]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}', '"'])

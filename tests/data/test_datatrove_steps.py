@@ -8,14 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from andromeda.atomic import locked
 from andromeda.data.build import build
 from andromeda.data.part import Part
-from andromeda.data.parts import folders_of_parts
+from andromeda.data.parts import Done, folders_of_parts, read_tokens, write_tokens
 from andromeda.data.spec import read_spec
+from andromeda.data.store import Encoded
 from andromeda.errors import AndromedaError
 
 pytest.importorskip("datatrove", reason="the pipelines need datatrove")
@@ -100,6 +103,36 @@ def test_tasks_that_read_need_not_be_those_that_do_the_rest(folder: Path) -> Non
     assert built(folder, "half") == built(folder, "whole")
 
 
+def test_a_join_that_was_killed_is_done_or_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(str(folder / "spec.yaml"), str(folder), str(folder / "killed"))
+    run(Read, folder, "killed", 3)
+    remove = shutil.rmtree
+
+    def killed(path: Path, **options: Any) -> None:
+        remove(path, **options)
+        if "-of-" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        built(folder, "killed")
+    monkeypatch.undo()
+    assert built(folder, "killed") == built(folder, "whole")
+
+
+def test_long_documents_are_joined_one_by_one(folder: Path) -> None:
+    part = folder / "tokens" / "00000-of-00001"
+    counts = [1, 400_000, 3, 0, 300_000, 2]
+    done: Done = [
+        Encoded(str(number), np.arange(count, dtype=np.uint32), None, count, None)
+        for number, count in enumerate(counts)
+    ]
+    write_tokens([done], part)
+    found = list(read_tokens([part]))
+    assert [len(item.ids) for items in found for item in items if isinstance(item, Encoded)] == counts
+    assert [len(items) for items in found] == [2, 3, 1]
+
+
 def test_a_part_that_is_missing_is_named(folder: Path) -> None:
     begin(str(folder / "spec.yaml"), str(folder), str(folder / "less"))
     run(Read, folder, "less", 3)
@@ -122,6 +155,11 @@ def test_what_is_called_in_the_wrong_order(folder: Path) -> None:
         run(Tokenise, folder, "begun", 2)
     with pytest.raises(AndromedaError, match="compares all with all, so it is one task"):
         run(Compare, folder, "begun", 2)
+    with locked(folder / "begun" / "build.key"), pytest.raises(AndromedaError, match="another process builds there"):
+        run(Compare, folder, "begun", 1)
+    (folder / "begun" / ".work" / "texts").mkdir(parents=True)
+    with pytest.raises(AndromedaError, match="run the pipelines of Read and Compare before"):
+        run(Tokenise, folder, "begun", 2)
 
 
 @given(st.integers(1, 40), st.integers(0, 100), st.lists(st.integers(0, 1000), max_size=30))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from andromeda.data import shingles
-from andromeda.data.decontaminate import Evaluations, Shared
+from andromeda.data.decontaminate import Decontaminate, Evaluations, Shared
 from andromeda.errors import AndromedaError
 
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
@@ -32,6 +34,16 @@ def test_short_evaluation_texts_count_as_a_whole_or_not_at_all() -> None:
     )  # fmt: skip
     assert evaluations.shared("two three four five six seven eight nine ten eleven") is None
     assert evaluations.shared("a b c d e f g") is None
+
+
+def test_of_a_whole_file_its_name_is_no_evaluation_text(tmp_path: Path) -> None:
+    name = "the tiger burning bright in the forests of the night.txt"
+    (tmp_path / name).write_text(QUESTION)
+    (tmp_path / "lines.jsonl").write_text('{"asked": ["one two three four five six seven eight", 17]}\n')
+    evaluations = Decontaminate(("*",)).read(tmp_path)
+    assert (evaluations.num_texts, evaluations.untested) == (2, ["lines.jsonl:1"])
+    assert evaluations.shared(name) is None
+    assert evaluations.shared(QUESTION) is not None
 
 
 @given(st.lists(WORDS, min_size=1, max_size=3), WORDS, st.integers(2, 5))

@@ -24,10 +24,10 @@ tokenizer: {vocab_size: 300}
 clean: {gopher: {min_words: 3, min_word_length: 1, min_stop_words: 0}}
 dedup: exact
 sources:
-  poems: {files: [poems.jsonl], licence: a | b, bad: skip}
+  poems: {files: [poems.jsonl], licence: "a\\n| b", bad: skip}
   sums: {synthetic: {task: arithmetic}, documents: 5}
 stages:
-  short: {seq_len: 16, epochs: {poems: 2}}
+  short $x^$: {seq_len: 16, epochs: {poems: 2}}
   long: {seq_len: 64, epochs: {poems: 1, sums: 1}}
 """
 
@@ -52,7 +52,7 @@ def test_tables_are_of_the_build(stream: Stream) -> None:
     found = {table.title: table for table in tables(stream)}
     poems, sums = stream.stores.values()
     assert found["Sources"].rows == [
-        ("poems", "3", f"{int(poems.lengths.sum()):,}", "1", "2", "a | b"),
+        ("poems", "3", f"{int(poems.lengths.sum()):,}", "1", "2", "a\n| b"),
         ("sums", "5", f"{int(sums.lengths.sum()):,}", "0", "0", "generated"),
     ]  # fmt: skip
     reasons = ["`text` is no text", "duplicate", "gopher: words"]
@@ -61,7 +61,7 @@ def test_tables_are_of_the_build(stream: Stream) -> None:
     stages = [(row[0], row[1], row[2], int(row[3]), row[5]) for row in found["Stages"].rows]
     counts = stream.mix.counts
     assert stages == [
-        ("short", "poems", "16", counts[0, 0], "2"), ("long", "poems", "64", counts[1, 0], "1"),
+        ("short $x^$", "poems", "16", counts[0, 0], "2"), ("long", "poems", "64", counts[1, 0], "1"),
         ("long", "sums", "64", counts[1, 1], "1"),
     ]  # fmt: skip
 

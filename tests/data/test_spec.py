@@ -138,6 +138,12 @@ def test_all_is_off_where_nothing_is_said_and_one_source_may_ask_for_it() -> Non
         (("documents: 40, ", ""), "sources.recall: has no `documents`"),
         (("documents: 40", "documents: 40, clean: true"), "sources.recall: no key 'clean'"),
         (("documents: 40", "documents: 40, dedup: near"), "sources.recall: `dedup: near` would take tasks"),
+        (("  recall: {", "  other: 5\n  recall: {"), "sources.other: must hold keys; there are files"),
+        (("  recall: {", "  verse: {"), "is not YAML: 'verse' stands twice in .* line 9, column 3"),
+        (("  recall: {", "  '1': {}\n  1: {"), "is not YAML: '1' stands twice"),
+        (("licence: MIT", "licence: 2024-13-45"), "is not YAML: month must be in 1..12"),
+        (("seed: 5", "seed: " + "[" * 3000), "is not YAML: maximum recursion depth"),
+        (("pairs: 3", "name: x"), "sources.recall: synthetic task recall: has no parameter 'name'"),
     ],
 )  # fmt: skip
 def test_specs_that_make_no_sense(change: tuple[str, str], message: str) -> None:

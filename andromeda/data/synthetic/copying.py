@@ -46,6 +46,10 @@ class Copying(Task):
         self._require_range("lines", 1, 100_000)
         self._require_range("words", 1, 1000)
 
+    @property
+    def size(self) -> int:
+        return 10 * self.lines[1] * self.words[1]  # shown and copied
+
     def draw(self, draws: Draws, split: Split) -> Draft:
         lines = [within(split, lambda: self._line(draws), _content) for _ in range(draws.between(*self.lines))]
         request, shown, copied = draws.choice(REQUESTS[self.order]), lines, lines

@@ -35,6 +35,12 @@ class HaystackTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_whole("length", 1, MOST_LENGTH)
+        for name in ("measure", "filler"):
+            self._require(callable(getattr(self, name)), f"{name} is a function, which only a program can give")
+
+    @property
+    def size(self) -> int:
+        return self.length
 
     def _hide(
         self,

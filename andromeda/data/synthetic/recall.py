@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from andromeda.data.synthetic.draws import Draws
 from andromeda.data.synthetic.split import Split, several_within
-from andromeda.data.synthetic.task import Draft, Task
+from andromeda.data.synthetic.task import Draft, Sample, Task, tidy
 from andromeda.data.synthetic.words import invented_word
 
 KEY_SYLLABLES = (2, 4)  # 4,900 and 24 million keys; an eighth of them for testing
@@ -21,8 +21,8 @@ VALUE_DIGITS = 3
 class Recall(Task):
     """Pairs of an invented word and a number, then a question for the numbers of some of the words, in that order.
 
-    Answers are compared as in `Task.check`, and the numbers after commas may stand with or without a blank. A word
-    that is a key in training is none in testing.
+    Answers are compared as in `Task.check`, but that blanks around commas do not count. A word that is a key in
+    training is none in testing.
     """
 
     name: ClassVar[str] = "recall"
@@ -33,6 +33,10 @@ class Recall(Task):
         super().__post_init__()
         self._require_whole("pairs", 1, MOST_PAIRS)
         self._require_whole("queries", 1, self.pairs)
+
+    @property
+    def size(self) -> int:
+        return 14 * self.pairs
 
     def draw(self, draws: Draws, split: Split) -> Draft:
         syllables = KEY_SYLLABLES[self.pairs > MOST_SHORT_KEYS]
@@ -45,3 +49,8 @@ class Recall(Task):
             question = f"{pairs}\n\nWhich numbers stand behind these words: {', '.join(asked)}?"
         answer = ", ".join(values[key] for key in asked)
         return Draft(self._body(question, answer), answer, tuple(f"recall {key}" for key in keys))
+
+    def check(self, sample: Sample, text: str) -> bool:
+        """Whether the first line that is not blank has the numbers, in their order."""
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        return [tidy(number) for number in first.split(",")] == sample.answer.split(", ")

@@ -22,7 +22,7 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def make_task(name: str, **parameters: Any) -> Task:
+def make_task(name: str, /, **parameters: Any) -> Task:
     """The task of that name; lists, as YAML gives them, stand for tuples.
 
     Raises:

@@ -103,6 +103,11 @@ class Task(ABC):
         lines = [line for line in text.splitlines() if line.strip()]
         return bool(lines) and tidy(lines[0]) == tidy(sample.answer)
 
+    @property
+    def size(self) -> int:
+        """Characters of a large sample, roughly, by which samples are put together for a worker."""
+        return 1024
+
     def parameters(self) -> dict[str, Any]:
         """As a spec states them: without what is no plain value, such as a filler."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.metadata.get("plain", True)}

@@ -79,8 +79,12 @@ class ToolCalls(Task):
         super().__post_init__()
         self._require(self.form == "chat", f"form={self.form!r}, but tool calls are conversations; use chat")
         self._require_range("tools", 1, 64)
-        good = isinstance(self.cases, tuple) and self.cases and set(self.cases) <= set(CASES)
+        good = isinstance(self.cases, tuple) and self.cases and all(case in CASES for case in self.cases)
         self._require(bool(good), f"cases={self.cases!r} must be some of {', '.join(CASES)}")
+
+    @property
+    def size(self) -> int:
+        return 640 * self.tools[1]
 
     def draw(self, draws: Draws, split: Split) -> Draft:
         case = draws.choice(self.cases)

@@ -73,6 +73,9 @@ def test_recall_answers_what_stands_behind_the_keys() -> None:
         asked = re.findall(r"these words: (.*)\?", prompt)[0].split(", ")
         assert len(pairs) == 20
         assert one.answer == ", ".join(pairs[key] for key in asked)
+        assert check(one, f"\n{one.answer.replace(', ', ',')}.\n")
+        if len({pairs[key] for key in asked}) == 3:
+            assert not check(one, ", ".join(pairs[key] for key in asked[::-1]))
 
 
 def test_copying_in_every_order() -> None:

@@ -108,6 +108,20 @@ def test_one_answer_does_not_pass_for_another_sample(task: Task) -> None:
     assert not passing
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("recall", {"pairs": 3000}), ("copying", {"lines": [1, 900], "words": [9, 20]}),
+        ("tool_calls", {"tools": [40, 64]}), ("needles", {"length": 50_000}),
+    ],
+)  # fmt: skip
+def test_the_size_of_large_samples_is_known(name: str, parameters: dict[str, Any]) -> None:
+    task = make_task(name, **parameters)
+    bodies = [sample(task, "train", 0, number).body for number in range(5)]
+    longest = max(len(body.text) if isinstance(body, Text) else len(json.dumps(vars(body))) for body in bodies)
+    assert 10_000 < longest < 1.1 * task.size < 3 * longest
+
+
 def test_the_span_is_what_the_assistant_says() -> None:
     for name in TASKS:
         if name == "tool_calls":
@@ -171,6 +185,9 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("tool_calls", {"form": "text"}, r"tool_calls: form='text', but tool calls are conversations; use chat"),
     ("tool_calls", {"cases": ["three"]}, r"cases=\('three',\) must be some of one, two, chain, none"),
     ("tool_calls", {"cases": []}, r"cases=\(\) must be some of"),
+    ("tool_calls", {"cases": [["one"]]}, r"cases=\(\['one'\],\) must be some of"),
+    ("needles", {"measure": 5}, r"needles: measure is a function, which only a program can give"),
+    ("variables", {"filler": "the sea"}, r"variables: filler is a function, which only a program can give"),
     ("tool_calls", {"cases": "one"}, r"cases='one' must be some of"),
     ("passkey", {"length": 0}, r"passkey: length=0 must be a whole number from 1 to"),
     ("passkey", {"depth": 1.5}, r"depth=1\.5 must be a number from 0, the beginning, to 1, the end"),
