@@ -90,8 +90,11 @@ def measured(made: Path, folder: Path, vocabulary: int, workers: int) -> Peak:
     command = [sys.executable, "-m", "andromeda", "data", "build", spec, out, "--corpus", made]
     began = time.perf_counter()
     process = psutil.Popen([*map(str, command), "--workers", str(workers)], stdout=subprocess.DEVNULL)
+    names, reached = list(STAGES), 0
     while process.poll() is None:
-        stage = next((name for name, path in STAGES.items() if not (out / path).exists()), "pack")
+        done = [number for number, path in enumerate(STAGES.values(), start=1) if (out / path).exists()]
+        reached = max([reached, *done])  # of .work nothing is left in the end
+        stage = names[min(reached, len(names) - 1)]
         pss, rss = used(process)
         shared[stage], resident[stage] = max(shared[stage], pss), max(resident[stage], rss)
         time.sleep(INTERVAL)

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from andromeda.data.sift import Work as Items
 from andromeda.data.spec import Spec
 from andromeda.data.store import Store
 from andromeda.data.texts import Batch, Texts, from_line
-from andromeda.data.workers import Workers, cores
+from andromeda.data.workers import Workers, apart, cores
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -220,17 +221,20 @@ def compare(job: Job) -> Compared:
     folder = job.out / WORK / "duplicates"
     if any(source.dedup != "off" for source in job.spec.sources):
         find_duplicates(job.spec.sources, texts, job.spec.near, folder)
-    across = _across(job.spec, texts, job.out)
-    _tokenizer(job.spec, job.out / "tokenizer", texts, across)
+    _tokenizer(job.spec, job.out, job.num_workers)
     return compared(job.spec, job.out)
 
 
 def compared(spec: Spec, out: Path) -> Compared:
     """What `compare` has found."""
-    texts = {source.name: Texts(out / WORK / "texts" / source.name) for source in spec.sources}
+    texts = _kept(spec, out)
     tokenizer = Tokenizer.load(out / "tokenizer")
     bad = {source.name: "stop" if isinstance(source, Generated) else source.bad for source in spec.sources}
     return Compared(texts, _across(spec, texts, out), Encode(tokenizer, bad, _augmenters(spec, tokenizer)))
+
+
+def _kept(spec: Spec, out: Path) -> dict[str, Texts]:
+    return {source.name: Texts(out / WORK / "texts" / source.name) for source in spec.sources}
 
 
 def _across(spec: Spec, texts: Mapping[str, Texts], out: Path) -> Across | None:
@@ -257,20 +261,27 @@ def _texts(job: Job) -> dict[str, Texts]:
                 join_texts(parts, done)
             else:
                 sift(source, corpus, done, workers, job.advance, key=job.fingerprints[source.name])
-    return {source.name: Texts(folder / source.name) for source in spec.sources}
+    return _kept(spec, job.out)
 
 
-def _tokenizer(spec: Spec, folder: Path, texts: Mapping[str, Texts], across: Across | None) -> None:
+def _tokenizer(spec: Spec, out: Path, num_workers: int) -> None:
+    folder = out / "tokenizer"
     if not folder.is_dir():
         if spec.tokenizer_path is None:
-            assert spec.vocab_size is not None
-            sentinels = dict.fromkeys(token for rules in spec.augments.values() for token in rules.sentinels)
-            special = (*SPECIAL_TOKENS, *sentinels)
-            made = Tokenizer.train(_said(texts, across), spec.vocab_size, special_tokens=special)
+            size = sum(texts.facts["num_bytes"] for texts in _kept(spec, out).values())
+            made = apart(partial(_trained, spec, out), size, num_workers)  # the library gives no memory back
         else:
             made = Tokenizer.load(spec.tokenizer_path)
         with atomic_directory(folder, replaceable=lambda _: False) as new:
             made.save(new)
+
+
+def _trained(spec: Spec, out: Path) -> Tokenizer:
+    assert spec.vocab_size is not None
+    sentinels = dict.fromkeys(token for rules in spec.augments.values() for token in rules.sentinels)
+    texts = _kept(spec, out)
+    said = _said(texts, _across(spec, texts, out))
+    return Tokenizer.train(said, spec.vocab_size, special_tokens=(*SPECIAL_TOKENS, *sentinels))
 
 
 def _augmenters(spec: Spec, tokenizer: Tokenizer) -> dict[str, Augmenter]:

@@ -19,7 +19,7 @@ from andromeda.errors import AndromedaError
 B = TypeVar("B")
 R = TypeVar("R")
 
-HERE = 1 << 21  # bytes of batches that are done in this process, before it pays to start others
+HERE = 1 << 21  # bytes of work that are done in this process, before it pays to start others
 AHEAD = 2  # batches for each process that wait, are worked on, or are done and wait for their turn
 
 
@@ -88,13 +88,37 @@ class Workers(Generic[B, R]):
         if self._pool is None:
             self._others = set(multiprocessing.active_children())
             self._pool = ProcessPoolExecutor(
-                self._number, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(self._function,)
+                self._number,
+                multiprocessing.get_context("spawn"),
+                initializer=_begin,
+                initargs=(self._function, self._number > 1),
             )  # fork would copy locks that threads of the tokenizer or of a progress bar hold
         try:
             with _undisturbed():
                 return self._pool.submit(_work, batch)
         except BrokenProcessPool as error:
             raise _died() from error
+
+
+def apart(function: Callable[[], R], size: int, number: int) -> R:
+    """Calls a function in a process of its own, which ends, and so gives back all the memory that it took.
+
+    Args:
+        function: can be pickled, and what it gives too.
+        size: of its work, in bytes; if it is little, it is done in this process.
+        number: of processes that there may be; with one, it is this.
+
+    Raises:
+        AndromedaError: what the function raises, or the process died.
+    """
+    if number == 1 or size <= HERE:
+        return function()
+    with Workers[Callable[[], R], R](_called, 1) as workers:
+        return _result(workers._submitted(function))
+
+
+def _called(function: Callable[[], R]) -> R:
+    return function()
 
 
 def _result(future: Future[R]) -> R:
@@ -134,10 +158,11 @@ def _undisturbed() -> Iterator[None]:
 _function: Callable[[Any], Any]
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _begin(function: Callable[[Any], Any], one_of_several: bool) -> None:
     global _function
     _function = function
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
+    if one_of_several:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from andromeda.data import workers
-from andromeda.data.workers import AHEAD, Workers, cores
+from andromeda.data.workers import AHEAD, Workers, apart, cores
 from andromeda.errors import AndromedaError
 
 
@@ -91,6 +92,22 @@ def test_the_first_error_comes_behind_what_was_before_it(
 def test_a_process_that_dies() -> None:
     with pytest.raises(AndromedaError, match="a worker process died"), Workers(Square(), 2) as pool:
         list(pool.map(sized(range(98, 120))))
+
+
+@pytest.mark.parametrize(("size", "number", "here"), [(10, 2, True), (11, 1, True), (11, 2, False)])
+def test_what_is_much_is_done_apart(size: int, number: int, here: bool) -> None:
+    square, process = apart(partial(Square(), 4), size, number)
+    assert square == 16
+    assert (process == os.getpid()) == here
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(13, "^13 brings bad luck$"), (99, "^a worker process died, .* run the same command again")],
+)
+def test_what_goes_wrong_apart(number: int, message: str) -> None:
+    with pytest.raises(AndromedaError, match=message):
+        apart(partial(Square(), number), 11, 2)
 
 
 def test_cores_are_those_that_may_be_used() -> None:
