@@ -6,15 +6,14 @@ Two comparisons, each of whole commands, the contenders one after the other, sev
     tokens    read, tokenise, write: ours, datatrove, nanoGPT's way of preparing data (see data_peers.py)
 
 Ours besides that packs sequences and sums every file for its manifest; the report that the command line adds, with a
-picture, is left out. A core's seconds are the user and system time of
-all processes of a command, which a busy machine changes less than the clock on the wall.
+picture, is left out. A core's seconds are the user and system time of all processes of a command, which a busy machine
+changes less than the clock on the wall.
 
     python benchmarks/data.py --json data.json                         # on a corpus made from a seed
     python benchmarks/data.py --corpus poems.jsonl.xz --peers PYTHON --json data.json
     python benchmarks/data.py --check                                  # tiny, ours alone
 
-The peers may live in an environment of their own, whose interpreter --peers names:
-pip install 'datatrove==0.10.1' 'xxhash<4' datasets tokenizers orjson spacy nltk ftfy regex tldextract
+The peers may live in an environment of their own, whose interpreter --peers names; what it needs, data_peers.py says.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@
     python benchmarks/data_peers.py prepare CORPUS OUT --tokenizer tokenizer.json --workers 2 [--batched]
 
 CORPUS is a folder of JSON lines with a `text`. The last line of the output is JSON: documents and tokens written.
+
+No extra of Andromeda brings the peers, which need much that it does not. In an environment of their own:
+
+    pip install 'datatrove==0.10.1' 'xxhash<4' datasets tokenizers orjson spacy nltk ftfy regex tldextract
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,15 +50,16 @@ class Generated:
         """Characters of a document, roughly."""
         return self.task.size
 
-    def numbers(self) -> Iterator[int]:
-        return iter(range(self.documents))
-
     def document(self, number: int) -> Document:
         """
         Raises:
             AndromedaError: the task's parameters leave nothing to draw.
         """
-        where, body = f"{self.task.name}:{number}", sample(self.task, "train", self.seed, number).body
+        where = f"{self.task.name}:{number}"
+        try:
+            body = sample(self.task, "train", self.seed, number).body
+        except AndromedaError as error:
+            raise AndromedaError(f"source {self.name}: {error}") from error
         if isinstance(body, Text):
             return Document(where, text=body.text, span=body.span)
         return Document(where, messages=body.messages, tools=body.tools or None)

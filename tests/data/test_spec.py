@@ -45,6 +45,13 @@ def test_a_source_has_what_it_says_and_else_what_the_spec_says() -> None:
     assert plan.decontaminate == Decontaminate(("test/*.jsonl",), 8)
 
 
+def test_a_task_that_cannot_be_drawn_is_named_with_its_source() -> None:
+    short = changed(("{task: recall, pairs: 3}", "{task: needles, length: 10}")).sources[2]
+    assert isinstance(short, Generated)
+    with pytest.raises(AndromedaError, match=r"^source recall: synthetic task needles: length=10 is too short"):
+        short.document(0)
+
+
 def changed(*changes: tuple[str, str]) -> Spec:
     text = SPEC
     for old, new in changes:
