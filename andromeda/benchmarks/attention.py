@@ -162,7 +162,7 @@ class Prepared:
         return lambda: flash.prepared_attention(q, keys, v, self.g, out=out)
 
     def both(self) -> Callable[[], Any]:
-        return both(lambda *given: flash.prepared_attention(*given, self.g), (self.q, self.keys, self.v))
+        return both(lambda q, keys, v: flash.prepared_attention(q, keys, v, self.g), (self.q, self.keys, self.v))
 
     def backward(self) -> Callable[[], Any]:
         out = flash.prepared_attention(self.q, self.keys, self.v, self.g)
