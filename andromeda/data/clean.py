@@ -119,9 +119,9 @@ def _repaired(text: str, rules: Rules, changes: Counter[str]) -> str:
 
 def _failure(text: str, rules: Rules) -> Failure | None:
     characters = len(text.strip())
-    failure = quality.outside([("characters", characters, rules.min_characters, rules.max_characters)])
     if characters == 0:
         return Failure("empty", "")
+    failure = quality.outside([("characters", characters, rules.min_characters, rules.max_characters)])
     for kind in (rules.c4, rules.gopher, rules.repetition):
         failure = failure or (kind and kind.failure(text)) or None
     return failure or _foreign(text, rules)
@@ -145,8 +145,7 @@ def _conversation(document: Document, rules: Rules, changes: Counter[str]) -> Do
             where = f"message {number}" + (f": {cleaned.figures}" if cleaned.figures else "")
             return Failure(cleaned.reason, where)
         messages.append(cleaned)
-    said = [message.get("content") for message in messages if message["role"] != "tool"]
-    prose = "\n".join(content for content in said if isinstance(content, str))
+    prose = "\n".join(message["content"] for message in messages if message["role"] != "tool")
     if prose.strip() and (failure := _foreign(prose, rules)):
         return failure
     tools = document.tools and tuple(_redacted(tool, rules, changes) for tool in document.tools)
@@ -154,38 +153,18 @@ def _conversation(document: Document, rules: Rules, changes: Counter[str]) -> Do
 
 
 def _message(message: Mapping[str, Any], rules: Rules, changes: Counter[str]) -> Mapping[str, Any] | Failure:
-    cleaned: dict[str, Any] = {}
-    for name, value in message.items():
-        if name == "content" and message["role"] == "tool":
-            text = _repaired(value, rules, changes) if isinstance(value, str) else value
-            cleaned[name] = _redacted(text, rules, changes)
-        elif name == "content":
-            content = _content(value, rules, changes)
-            says_otherwise = message.get("tool_calls") or message.get("tool_call")
-            if isinstance(content, Failure) and not (says_otherwise and content.reason == "empty"):
-                return content
-            cleaned[name] = value if isinstance(content, Failure) else content
-        else:
-            cleaned[name] = value if name == "role" else _redacted(value, rules, changes)
+    """As `fields.conversation` makes them: role, content, and perhaps tool_calls."""
+    cleaned, content = dict(message), message["content"]
+    if message["role"] == "tool":
+        cleaned["content"] = redact(_repaired(content, rules, changes), rules.redact, changes)
+    else:
+        text = clean_text(content, rules, changes)
+        if isinstance(text, Failure) and not (text.reason == "empty" and "tool_calls" in message):
+            return text
+        cleaned["content"] = "" if isinstance(text, Failure) else text
+    if "tool_calls" in message:
+        cleaned["tool_calls"] = _redacted(message["tool_calls"], rules, changes)
     return cleaned
-
-
-def _content(content: Any, rules: Rules, changes: Counter[str]) -> Any:
-    """A text, or parts of which some hold a text, or what a tool gave."""
-    if content is None or isinstance(content, str):
-        return clean_text(content or "", rules, changes)
-    if not isinstance(content, list):
-        return _redacted(content, rules, changes)
-    parts = [_part(part, rules, changes) for part in content]
-    return next((part for part in parts if isinstance(part, Failure)), parts)
-
-
-def _part(part: Any, rules: Rules, changes: Counter[str]) -> Any:
-    redacted = _redacted(part, rules, changes)
-    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        return redacted
-    text = clean_text(redacted["text"], rules, changes)
-    return text if isinstance(text, Failure) else {**redacted, "text": text}
 
 
 def _redacted(value: Any, rules: Rules, changes: Counter[str]) -> Any:

@@ -10,7 +10,6 @@ tools: tools                              and the functions that it may call
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 import string
@@ -19,25 +18,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from andromeda.data import files
+from andromeda.data.json_object import BadRecordError, Record, parsed, plain
 from andromeda.errors import AndromedaError
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call", "tool_call_id", "name"})
+CALL_KEYS = frozenset({"id", "type", "index", "function"})
+FUNCTION_KEYS = frozenset({"name", "arguments"})
 
 SHOWN = 30  # names in a message, and characters of each
-
-Record = Mapping[str, Any]
-
-
-class BadRecordError(AndromedaError):
-    """A record that becomes no document; `reason` in a few words, to be counted by."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[BadRecordError], tuple[str, str]]:
-        return BadRecordError, (self.reason, str(self))  # between processes
 
 
 @dataclass(frozen=True)
@@ -178,9 +167,17 @@ def conversation(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def offered(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """Functions in the form of OpenAI's API; a bare function is wrapped."""
-    tools = _listed(value, f"{where}: the tools")
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+    """Functions in the form of OpenAI's API; a bare function is wrapped.
+
+    Raises:
+        AndromedaError: no list of functions with names.
+    """
+    listed = _listed(value, f"{where}: the tools")
+    tools = tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in listed)
+    for function in (tool["function"] for tool in tools):
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRecordError("bad tool", f"{where}: a tool must be an object with the `name` of a function")
+    return tools
 
 
 def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -188,16 +185,14 @@ def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
         raise BadRecordError("unknown role", f"{where}: a message's role is {reprlib.repr(role)}; use {known}")
-    if unknown := [key for key in message if key not in MESSAGE_KEYS]:
-        found = reprlib.repr(unknown[0])
-        raise BadRecordError("unknown key of a message", f"{where}: a message has {found}, which would be lost")
+    _check_keys(message, MESSAGE_KEYS, "message", where)
     calls = _calls(message, where)
     if calls and role != "assistant":
         raise BadRecordError("call by another", f"{where}: a message of role {role!r} calls a tool")
     if content is not None and not isinstance(content, str):
         if role != "tool":
             raise BadRecordError("content is no text", f"{where}: the content of a {role!r} message must be text")
-        content = json.dumps(content, ensure_ascii=False)
+        content = plain(content, f"{where}: what a tool gave")
     if content is None and not calls:
         raise BadRecordError("empty message", f"{where}: a message with neither content nor calls")
     done = {"role": role, "content": files.check_unicode(content or "", where, "a message")}
@@ -215,10 +210,25 @@ def _call(call: Any, where: str) -> Mapping[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRecordError("bad call", f"{where}: a call must be an object with the `name` of a function")
+    if function is call:
+        _check_keys(call, CALL_KEYS | FUNCTION_KEYS, "call", where)
+    else:
+        _check_keys(call, CALL_KEYS, "call", where)
+        _check_keys(function, FUNCTION_KEYS, "call", where)
     arguments = function.get("arguments", {})
-    if not isinstance(arguments, dict | str):
+    if isinstance(arguments, str):
+        what = f"{where}: a call's `arguments`"
+        plain(parsed(arguments, what), what)
+    elif not isinstance(arguments, dict):
         raise BadRecordError("bad call", f"{where}: a call's `arguments` must be an object, or JSON of one")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _check_keys(value: Mapping[str, Any], known: frozenset[str], what: str, where: str) -> None:
+    """Rows of a Parquet file have each key, those that are not there as None."""
+    if unknown := [key for key in value if key not in known and value[key] is not None]:
+        found = reprlib.repr(unknown[0])
+        raise BadRecordError(f"unknown key of a {what}", f"{where}: a {what} has {found}, which would be lost")
 
 
 def _listed(value: Any, what: str) -> tuple[Mapping[str, Any], ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from andromeda.data import files
 from andromeda.errors import AndromedaError
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -61,13 +62,13 @@ class Hub:
         """Those of a folder, in the order of their names; none of a repository.
 
         Raises:
-            AndromedaError: there is no such folder.
+            AndromedaError: there is no such folder, one in it cannot be listed, or a name in it is not UTF-8.
         """
         if not self.is_folder:
             return []
         if not (corpus / self.name).is_dir():
             raise AndromedaError(f"hub: no folder {self.name} in {corpus}; is that the corpus?")
-        return sorted(path for path in (corpus / self.name).rglob("*") if not path.is_dir())
+        return sorted(files.matching(corpus / self.name, "**", f"hub: {self.name}"))
 
     def rows(self, corpus: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """
@@ -75,8 +76,14 @@ class Hub:
             columns: those that are needed; a row without one of them is given whole.
 
         Raises:
-            AndromedaError: there is no such data set, it cannot be reached, or not to its end, or that takes a package.
+            AndromedaError: there is no such data set, it cannot be reached, or not to its end, that takes a package, or
+                `datasets` would take a folder for the repository.
         """
+        if not self.is_folder and Path(self.name).exists():
+            raise AndromedaError(
+                f"{self.where}: datasets would read the folder {Path(self.name).absolute()} instead; run the command "
+                "elsewhere, or name a folder of the corpus as ./folder"
+            )
         try:
             from datasets import load_dataset
         except ImportError as error:

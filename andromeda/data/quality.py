@@ -154,11 +154,12 @@ class Repetition:
         ) or outside(self._grams(words))
 
     def _grams(self, words: list[str]) -> Iterable[tuple[str, float, None, float]]:
-        for n, places in enumerate(repetition.grams(words, 10), start=2):
+        for found in repetition.grams(words, 10):
+            n = found.n
             if n <= 4:
-                yield f"repetition: top {n}-gram", repetition.commonest(places), None, self.max_top[n - 2]
+                yield f"repetition: top {n}-gram", repetition.commonest(found), None, self.max_top[n - 2]
             else:
-                yield f"repetition: {n}-grams", repetition.later(places), None, self.max_repeated[n - 5]
+                yield f"repetition: {n}-grams", repetition.later(found), None, self.max_repeated[n - 5]
 
 
 # ---- C4 ------------------------------------------------------------------------------------------

@@ -6,9 +6,6 @@ may be compressed (.gz, .xz, .zst). How a record becomes a document: see `fields
 
 from __future__ import annotations
 
-import json
-import os
-import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +14,14 @@ from typing import Any, Literal, get_args
 from andromeda.data import files
 from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
-from andromeda.data.fields import BadRecordError, Document, Fields, Record, listed_names
+from andromeda.data.fields import Document, Fields, listed_names
 from andromeda.data.hub import Hub
+from andromeda.data.json_object import BadRecordError, Record, not_too_deep, parsed
 from andromeda.errors import AndromedaError
 
 # Bytes of a record; a longer one is not read. To clean one takes 40 times as much memory, to tokenise it 450 bytes a
 # token, which `tokenizers` holds: 1 GiB for English. The longest novels have 3 to 5 million characters.
 LONGEST = 1 << 23
-DEEPEST = 64  # lists and objects within each other, of a record
 ROWS = 256  # of Parquet, at a time,
 ROWS_BYTES = 1 << 20  # or fewer, where so many bytes are in fewer
 NO_VALUE = (ValueError, OverflowError, ImportError)  # what pyarrow raises where Python knows no such value
@@ -72,12 +69,12 @@ class Raw:
         if isinstance(self.data, BadRecordError):
             raise self.data
         if not isinstance(self.data, bytes):
-            return _not_too_deep(self.data, self.where)
+            return not_too_deep(self.data, self.where)
         try:
             text = files.decode(self.data, self.where)
         except AndromedaError as error:
             raise BadRecordError("not UTF-8", str(error)) from error
-        return {"text": text, "path": self.where} if self.kind == "file" else _parsed(text, self.where)
+        return {"text": text, "path": self.where} if self.kind == "file" else parsed(text, self.where)
 
 
 @dataclass(frozen=True)
@@ -130,13 +127,14 @@ class Source:
         """Its files, each once, by their names within the folder. What cannot be read is among them, to be told of.
 
         Raises:
-            AndromedaError: a pattern that no file matches, a folder that cannot be listed, or a name that is not UTF-8.
+            AndromedaError: no pattern, or one that no file matches, a folder that cannot be listed, or a name that is
+                not UTF-8.
         """
         if self.hub is not None:
             return self.hub.files(folder)
         found: set[Path] = set()
         for pattern in self.files:
-            matched = _matched(folder, pattern, f"source {self.name}")
+            matched = files.matching(folder, pattern, f"source {self.name}")
             if not matched:
                 raise AndromedaError(f"source {self.name}: no file matches {pattern} in {folder}; is that the corpus?")
             found |= matched
@@ -154,7 +152,8 @@ class Source:
         """The first half of `read`: one file's records as they stand.
 
         Raises:
-            AndromedaError: the file cannot be read, and `bad` is 'stop'; or it is damaged, and some was read of it.
+            AndromedaError: the file cannot be read, and `bad` is 'stop'; or always where it is damaged and some was
+                read of it, or where that takes a package.
         """
         name = path.relative_to(folder).as_posix()
         empty = True
@@ -162,6 +161,8 @@ class Source:
             for raw in raw_records(path, name, self.fields.needed()):
                 empty = False
                 yield raw
+        except files.MissingPackageError as error:
+            raise AndromedaError(f"source {self.name}: {error}") from error
         except AndromedaError as error:  # of the file itself: what is left of it is lost
             if isinstance(error, files.DamagedError) and not empty:
                 raise AndromedaError(f"source {self.name}: {error}, or leave it out of `files`") from error
@@ -225,7 +226,7 @@ def raw_records(path: Path, name: str, columns: Sequence[str] | None) -> Iterato
     if kind == ".parquet":
         yield from _rows(path, name, columns)
         return
-    with files.opened(path) as file:
+    with files.opened(path, name) as file:
         if kind == ".jsonl":
             for number, line in enumerate(files.lines(file, LONGEST), start=1):
                 where = f"{name}:{number}"
@@ -236,63 +237,8 @@ def raw_records(path: Path, name: str, columns: Sequence[str] | None) -> Iterato
             yield Raw(name, "file", data if len(data) <= LONGEST else _too_long(name, "file"))
 
 
-def _matched(folder: Path, pattern: str, who: str) -> set[Path]:
-    """All that a pattern matches; folders only where it does not end in * or **, for then they may be meant."""
-    path = Path(pattern)
-    for parent in folder.glob(str(path.parent)) if path.parent.name else [folder]:  # glob passes over them in silence
-        if parent.is_dir():
-            try:
-                os.scandir(parent).close()
-            except OSError as error:
-                raise AndromedaError(f"{who}: {parent}: cannot be listed: {error.strerror}") from error
-    found = {path for path in folder.glob(pattern) if Path(pattern).name not in ("*", "**") or not path.is_dir()}
-    for path in found:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise AndromedaError(f"{who}: {str(path)!a}: its name is not UTF-8; rename the file") from error
-    return found
-
-
 def _too_long(where: str, kind: str) -> BadRecordError:
     return BadRecordError("too long", f"{where}: the {kind} is longer than {LONGEST:,} bytes; split the document")
-
-
-# ---- JSON ----------------------------------------------------------------------------------------
-
-
-def _parsed(text: str, where: str) -> Record:
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
-            raise BadRecordError("key twice", f"{where}: has {reprlib.repr(twice)} twice; leave one")
-        return found
-
-    try:
-        value = json.loads(text, object_pairs_hook=distinct)
-    except RecursionError as error:
-        raise _too_deep(where) from error
-    except ValueError as error:
-        raise BadRecordError("not JSON", f"{where}: not JSON ({error}); each line must be an object") from error
-    if not isinstance(value, dict):
-        raise BadRecordError("not an object", f"{where}: is a {type(value).__name__}; each line must be an object")
-    return _not_too_deep(value, where)
-
-
-def _not_too_deep(record: Record, where: str) -> Record:
-    """The record itself. A limit of our own, as that of Python's stack depends on who calls."""
-    level: list[Any] = [record]
-    for _ in range(DEEPEST):
-        inner = (value.values() if isinstance(value, dict) else value for value in level)
-        level = [value for values in inner for value in values if isinstance(value, dict | list)]
-        if not level:
-            return record
-    raise _too_deep(where)
-
-
-def _too_deep(where: str) -> BadRecordError:
-    return BadRecordError("nested too deep", f"{where}: nests lists and objects more than {DEEPEST} deep; flatten it")
 
 
 # ---- Parquet -------------------------------------------------------------------------------------
@@ -302,11 +248,11 @@ def _rows(path: Path, name: str, columns: Sequence[str] | None) -> Iterator[Raw]
     try:
         from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise AndromedaError(f"{name}: needs a package for .parquet; pip install 'andromeda-lm[data]'") from error
+        raise files.MissingPackageError(name, ".parquet") from error
     number = 0
     try:
         with (
-            files.opened(path) as file,
+            files.opened(path, name) as file,
             parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as table,
         ):
             names = _columns(table, name, columns)

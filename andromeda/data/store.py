@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from andromeda.errors import AndromedaError
 
 SHARD_TOKENS = 1 << 27
-FACTS = "source.json"
+FACTS, WHERE = "source.json", "where.txt"
 
 Ints = NDArray[np.int64]
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
@@ -63,7 +64,7 @@ def write_store(
     """
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     firsts, shards, num_bytes = array("q", [0]), array("q", [0]), 0
-    with (folder / "where.txt").open("w", encoding="utf-8", newline="\n") as where, ExitStack() as shard:
+    with (folder / WHERE).open("w", encoding="utf-8", newline="\n") as where, ExitStack() as shard:
         opened: list[IO[bytes]] = []
         for document in documents:
             if not opened or firsts[-1] - firsts[shards[-1]] >= shard_tokens:
@@ -105,7 +106,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads(_read(folder / FACTS))
+        self.facts = _facts(folder / FACTS)
         self.firsts, self._shards = (_array(folder / f"{name}.npy") for name in ("documents", "shards"))
         if len(self.firsts) != self.facts["num_documents"] + 1:
             raise AndromedaError(f"{folder / 'documents.npy'}: is not of {self.facts['num_documents']:,} documents")
@@ -142,12 +143,20 @@ class Store:
     @cached_property
     def _lines(self) -> NDArray[np.int64]:
         """(N + 1,) where each line of where.txt begins."""
-        data = np.memmap(self.folder / "where.txt", np.uint8, "r") if len(self) else np.zeros(0, np.uint8)
-        return np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
+        path = self.folder / WHERE
+        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        lines = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
+        if len(lines) != len(self) + 1:
+            raise AndromedaError(f"{path}: is not of {len(self):,} documents; build the data again")
+        return lines
 
     def where(self, document: int) -> str:
-        """The file and line that a document came from."""
-        with (self.folder / "where.txt").open("rb") as file:
+        """The file and line that a document came from.
+
+        Raises:
+            AndromedaError: the list of them is damaged.
+        """
+        with (self.folder / WHERE).open("rb") as file:
             file.seek(int(self._lines[document]))
             return file.readline().decode().rstrip("\n")
 
@@ -166,11 +175,13 @@ class Store:
         return arrays
 
 
-def _read(path: Path) -> str:
+def _facts(path: Path) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise AndromedaError(f"{path}: cannot be read: {error.strerror}; build the data again") from error
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        itemgetter("num_documents", "dtype", "masked")(facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AndromedaError(f"{path}: is missing or damaged; build the data again") from error
+    return facts
 
 
 def _array(path: Path) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Text files -> documents -> token ids: one array in a file, memory-mapped.
 
-Kinds of file: .txt and .md, where a file is a document; .jsonl, where a line is an object with the document in `text`.
-Each may be compressed, with .gz, .xz or .zst behind the name.
+Kinds of file: .txt and .md, where a file is a document, of any length; .jsonl, where a line is an object with the
+document in `text`, read as a build of data reads it. Each may be compressed, with .gz, .xz or .zst behind the name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from andromeda.atomic import atomic_directory
 from andromeda.data import files
+from andromeda.data.fields import Fields
+from andromeda.data.sources import raw_records
 from andromeda.data.store import batched
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
@@ -86,14 +88,24 @@ def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
     """The documents of the files in their order; those of nothing but white space are left out.
 
     Raises:
-        AndromedaError: a file that is missing, of another kind, damaged or not UTF-8, or a line that is not an object
-            with a `text`.
+        AndromedaError: a file that is missing, of another kind, damaged or not UTF-8, or a line that is too long or not
+            an object with a `text`.
     """
     check_paths(paths)
     for path in map(Path, paths):
-        read = _read_whole if _kind(path) in WHOLE_FILE else _read_lines
-        with files.opened(path) as file:
-            yield from (text for text in read(path, file) if text and not text.isspace())
+        read = _whole if _kind(path) in WHOLE_FILE else _lines
+        yield from (text for text in read(path) if text and not text.isspace())
+
+
+def _whole(path: Path) -> Iterator[str]:
+    with files.opened(path, str(path)) as file:
+        yield files.decode(file.read(), str(path))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    fields = Fields(text="text")
+    for raw in raw_records(path, str(path), fields.needed()):
+        yield fields.document(raw.record(), raw.where).text or ""
 
 
 def _kind(path: Path) -> str:
@@ -107,29 +119,6 @@ def _kind(path: Path) -> str:
 
 def _or(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _read_whole(path: Path, file: IO[bytes]) -> Iterator[str]:
-    yield files.decode(file.read(), str(path))
-
-
-def _read_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        where = f"{path}, line {number}"
-        text = files.decode(line, where)
-        if text and not text.isspace():
-            yield _text_of(text, where)
-
-
-def _text_of(line: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise AndromedaError(f"{where}: not JSON ({error}); each line must be an object with a `text`") from error
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        found = f"an object with {', '.join(value) or 'nothing'}" if isinstance(value, dict) else type(value).__name__
-        raise AndromedaError(f"{where}: has no `text` that is a string (found: {found}); put the document there")
-    return files.check_unicode(value["text"], where, "`text`")
 
 
 # ---- token ids -----------------------------------------------------------------------------------

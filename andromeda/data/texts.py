@@ -22,9 +22,9 @@ from typing import IO, Any
 import numpy as np
 
 from andromeda.data.fields import Document
+from andromeda.data.json_object import plain
 from andromeda.data.minhash import ENTRIES, Prints
 from andromeda.data.sources import Unread
-from andromeda.errors import AndromedaError
 
 DOCUMENTS, WHERE, UNREAD, REMOVED, FACTS = "documents.jsonl", "where.txt", "unread.txt", "removed.txt", "facts.json"
 PRINTS: dict[str, np.dtype[Any]] = {"words": np.dtype("<u8"), "bands": np.dtype("<u8"), "signatures": np.dtype("<u2")}
@@ -70,11 +70,7 @@ def to_line(document: Document) -> bytes:
         AndromedaError: it holds what is no plain JSON value, as a row of a Parquet file can.
     """
     values = {name: value for name, value in vars(document).items() if value is not None}
-    try:
-        text = json.dumps(values, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise AndromedaError(f"{document.where}: messages and tools hold plain JSON values only ({error})") from error
-    return text.encode(errors="surrogatepass") + b"\n"
+    return plain(values, document.where).encode(errors="surrogatepass") + b"\n"
 
 
 def from_line(line: bytes) -> Document:

@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +26,11 @@ from andromeda.data import files, fingerprint, sources
 from andromeda.data.clean import Rules
 from andromeda.data.decontaminate import Decontaminate
 from andromeda.data.encode import Encode
-from andromeda.data.fields import BadRecordError, Fields
+from andromeda.data.fields import Fields
+from andromeda.data.json_object import DEEPEST, BadRecordError
 from andromeda.data.minhash import Near
 from andromeda.data.sift import Sift
-from andromeda.data.sources import DEEPEST, Raw, Source
+from andromeda.data.sources import Raw, Source
 from andromeda.data.stream import Stream
 from andromeda.data.texts import listed_removed, listed_unread
 from andromeda.errors import AndromedaError
@@ -219,12 +221,20 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(
     scandir = os.scandir
 
     def refusing(path: Any = ".") -> Any:
-        if Path(path).name == "secret":
+        if not isinstance(path, int) and Path(path).name == "secret":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
     assert "secret: cannot be listed: Permission denied" in run("deep.yaml")
+    (folder / "corpus" / "secret" / "inner").mkdir()
+    (folder / "corpus" / "open" / "inner").mkdir(parents=True)
+    (folder / "corpus" / "open" / "inner" / "tested.jsonl").write_bytes(lines(*GOOD))
+    for number, pattern in enumerate(("*/*/tested*", "**/inner/tested*")):
+        (folder / "deep.yaml").write_text(LENIENT.replace("tested*", pattern))
+        assert "secret: cannot be listed: Permission denied" in run("deep.yaml", f"deep-{number}")
+    (folder / "deep.yaml").write_text(LENIENT.replace("tested*", "secret/tested.jsonl"))
+    assert run("deep.yaml", "named") == "", "what is named needs no list"
 
 
 def test_folders_are_passed_over_where_all_is_asked_for(folder: Path) -> None:
@@ -327,6 +337,15 @@ def test_a_message_says_the_key_that_stands_twice() -> None:
             Raw("here", "line", line).record()
 
 
+def test_a_key_that_stands_twice_is_found_at_once() -> None:
+    """Each record's keys are looked at once: a line of 8 MiB took hours."""
+    pairs = [b'"%d": 1' % number for number in range(300_000)]
+    start = time.process_time()
+    with pytest.raises(BadRecordError, match="has '299999' twice"):
+        Raw("here", "line", b"{" + b", ".join([*pairs, pairs[-1]]) + b"}").record()
+    assert time.process_time() - start < 10
+
+
 def test_depth_is_counted_alike_wherever_it_is_counted() -> None:
     """A limit of the stack would leave other documents out with other numbers of processes."""
     for depth in (DEEPEST - 2, DEEPEST - 1, DEEPEST):
@@ -393,6 +412,33 @@ def test_columns_of_other_types(folder: Path, run: Callable[..., str]) -> None:
     assert sorted(documents(folder)) == ["0.5", "1", "2", "fine"]
     counts = unread(folder)
     assert counts == {"`text` is no text": 9, "bad fields": 1, "no `text`": 1, "not UTF-8": 1}
+
+
+def test_what_is_listed_does_not_say_where_the_corpus_lies(folder: Path, run: Callable[..., str]) -> None:
+    """Two builds of one corpus are the same, wherever it is."""
+    (folder / "corpus" / "tested.jsonl.gz").write_bytes(PACKED[".gz"][:-40])
+    assert run("lenient.yaml", "here") == ""
+    (folder / "corpus").rename(folder / "moved")
+    (folder / "corpus").symlink_to("moved")
+    code = main(
+        ["data", "build", str(folder / "lenient.yaml"), str(folder / "there"), "--corpus", str(folder / "moved")]
+    )
+    assert code == 0 and unread(folder, "here") == unread(folder, "there") == {"file cannot be read": 1}
+    assert (folder / "here" / "manifest.json").read_bytes() == (folder / "there" / "manifest.json").read_bytes()
+
+
+DAMAGE = {"source.json": (b"", b"{", b"{}", b"[]", b"\xff"), "where.txt": (b"", b"a:1\n"), "documents.npy": (b"",)}
+
+
+@pytest.mark.parametrize(("name", "data"), [(name, data) for name, found in DAMAGE.items() for data in found])
+def test_a_damaged_build_is_told_of(
+    name: str, data: bytes, folder: Path, run: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "corpus" / "tested.jsonl").write_bytes(lines(*GOOD))
+    assert run("strict.yaml") == ""
+    (folder / "out" / "sources" / "good" / name).write_bytes(data)
+    assert main(["data", "show", str(folder / "out"), "--sequence", "0"]) == 2
+    assert f"good/{name}: is " in (said := capsys.readouterr().err) and "; build the data again" in said
 
 
 def test_a_column_twice_is_no_choice_of_ours(folder: Path, run: Callable[..., str]) -> None:

@@ -166,29 +166,29 @@ KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 def test_a_conversation_is_cleaned_throughout() -> None:
     messages: tuple[dict[str, Any], ...] = (
         {"role": "user", "content": f"use {KEY}\r\nplease "},
-        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"key": KEY}}}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"key": KEY}}}]},
         {"role": "tool", "content": ""},
-        {"role": "user", "content": [{"type": "text", "text": f"a\x00b {KEY}"}, {"type": "image", "url": "u"}]},
-        {"role": "assistant", "content": "", "tool_call": {"arguments": f'{{"key": "{KEY}"}}'}},
+        {"role": "user", "content": f"a\x00b {KEY}"},
+        {"role": "assistant", "content": "\x00", "tool_calls": [{"function": {"arguments": f'{{"key": "{KEY}"}}'}}]},
     )
     tools = ({"name": "f", "description": f"such as {KEY}"},)
     result = clean(Document("here", messages=messages, tools=tools), Rules())
     assert isinstance(result, Cleaned)
     assert result.document.messages == (
         {"role": "user", "content": "use [AWS key]\nplease"},
-        {"role": "assistant", "content": None,
+        {"role": "assistant", "content": "",
          "tool_calls": [{"function": {"name": "f", "arguments": {"key": "[AWS key]"}}}]},
         {"role": "tool", "content": ""},
-        {"role": "user", "content": [{"type": "text", "text": "ab [AWS key]"}, {"type": "image", "url": "u"}]},
-        {"role": "assistant", "content": "", "tool_call": {"arguments": '{"key": "[AWS key]"}'}},
+        {"role": "user", "content": "ab [AWS key]"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": '{"key": "[AWS key]"}'}}]},
     )  # fmt: skip
     assert result.document.tools == ({"name": "f", "description": "such as [AWS key]"},)
-    assert result.changes == {"AWS key": 5, "line ends": 1, "lines with trailing spaces": 1, "control characters": 1}
+    assert result.changes == {"AWS key": 5, "line ends": 1, "lines with trailing spaces": 1, "control characters": 2}
 
 
-@pytest.mark.parametrize("empty", ["", "  ", None])
-def test_a_message_that_fails_drops_the_conversation(empty: str | None) -> None:
-    messages = ({"role": "user", "content": "Hello"}, {"role": "assistant", "name": "A", "content": empty})
+@pytest.mark.parametrize("empty", ["", "  ", "\x00"])
+def test_a_message_that_fails_drops_the_conversation(empty: str) -> None:
+    messages = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": empty})
     assert clean(Document("a:1", messages=messages), Rules()) == Dropped("a:1", "empty", "message 2")
     long = ({"role": "user", "content": "Hello"},)
     expected = Dropped("a:1", "characters", "message 1: 5 > 4")
@@ -209,7 +209,7 @@ def test_english_is_looked_for_in_all_messages_together() -> None:
     said = ({"role": "user", "content": "Merci!"}, {"role": "assistant", "content": PROSE})
     assert isinstance(clean(Document("here", messages=said), Rules(min_english=0.05)), Cleaned)
     assert clean(Document("here", messages=said[:1]), Rules(min_english=0.05)) == Dropped("here", "English", "0 < 0.05")
-    calls = ({"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "the"}}]},)
+    calls = ({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "the"}}]},)
     assert isinstance(clean(Document("here", messages=calls), Rules(min_english=0.05)), Cleaned)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +120,27 @@ def test_without_the_network_it_is_told_in_one_line(corpus: Path) -> None:
     ) as raised:
         built(corpus, "out", text)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["a/b", "{here}/a/b"])
+def test_a_folder_is_never_taken_for_a_repository(corpus: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `datasets` takes it: its rows would not be those of the commit, nor its bytes in the manifest."""
+    shutil.copytree(corpus / "poems", corpus / "a" / "b")
+    monkeypatch.chdir(corpus)
+    name = name.format(here=corpus)
+    with pytest.raises(
+        AndromedaError, match=r"datasets would read the folder .*a/b instead; run the command elsewhere"
+    ):
+        built(corpus, "out", SPEC.replace("./poems, ", f"{name}, revision: {COMMIT}, "))
+
+
+def test_a_name_in_a_folder_that_is_not_utf8(corpus: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(corpus / "poems") + b"/\xe9.txt")).write_text("a")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(AndromedaError, match=r"hub: \./poems: .*its name is not UTF-8; rename the file"):
+        built(corpus, "out")
 
 
 def test_without_the_package_it_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import lzma
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andromeda.data import files, sources
-from andromeda.data.fields import BadRecordError, Document, Fields
+from andromeda.data.fields import Document, Fields
+from andromeda.data.json_object import BadRecordError
 from andromeda.data.sources import Source, Unread
 from andromeda.errors import AndromedaError
 
@@ -90,6 +94,28 @@ def test_a_pattern_without_files_is_an_error(tmp_path: Path) -> None:
         read(tmp_path, "*.txt", "*.md")
 
 
+@pytest.mark.parametrize("pattern", ["", ".", "a/", "poems/**b", "a\0b"])
+def test_what_is_no_pattern_is_told(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(AndromedaError, match=r"source verse: .*(is no pattern of files|no file matches)"):
+        read(tmp_path, pattern)
+
+
+def test_two_stars_at_the_end_are_all_files_below(tmp_path: Path) -> None:
+    (tmp_path / "code" / "inner").mkdir(parents=True)
+    (tmp_path / "code" / "inner" / "a.py").write_text("a = 1")
+    assert [document.where for document in read(tmp_path, "code/**")] == ["code/inner/a.py"]
+
+
+def test_linked_folders_are_entered_by_name_and_not_by_two_stars(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a.txt").write_text("a")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "linked").symlink_to("../outside")
+    assert [document.where for document in read(tmp_path / "corpus", "*/a.txt")] == ["linked/a.txt"]
+    with pytest.raises(AndromedaError, match="no file matches"):
+        read(tmp_path / "corpus", "**/a.txt")
+
+
 # ---- fields --------------------------------------------------------------------------------------
 
 
@@ -143,12 +169,36 @@ def test_calls_and_results_come_in_one_form() -> None:
         ({"role": "user", "tool_call": {"name": "a"}}, "call by another"),
         ({"role": "assistant", "tool_calls": [{"arguments": {}}]}, "bad call"),
         ({"role": "assistant", "tool_calls": [{"name": "a", "arguments": 3}]}, "bad call"),
+        ({"role": "assistant", "tool_calls": [{"name": "a", "parameters": {"n": 2}}]}, "unknown key of a call"),
+        ({"role": "assistant", "tool_call": {"function": {"name": "a"}, "arguments": {}}}, "unknown key of a call"),
+        ({"role": "assistant", "tool_call": {"function": {"name": "a", "n": 2}}}, "unknown key of a call"),
+        ({"role": "assistant", "tool_call": {"name": "a", "arguments": "n = 2"}}, "not JSON"),
+        ({"role": "assistant", "tool_call": {"name": "a", "arguments": "[2]"}}, "not an object"),
+        ({"role": "assistant", "tool_call": {"name": "a", "arguments": '{"n": 2, "n": 3}'}}, "key twice"),
+        ({"role": "assistant", "tool_call": {"name": "a", "arguments": '{"n": NaN}'}}, "no plain JSON"),
+        ({"role": "tool", "content": {"n": math.inf}}, "no plain JSON"),
+        ({"role": "tool", "content": {"when": datetime.date(1794, 1, 1)}}, "no plain JSON"),
     ],
 )  # fmt: skip
 def test_nothing_of_a_message_is_lost_in_silence(message: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRecordError) as raised:
         Fields(messages="said").document({"said": [message]}, "here")
     assert raised.value.reason == reason
+
+
+def test_keys_without_a_value_are_none() -> None:
+    """A row of a Parquet file has all keys that any of its rows has."""
+    call = {"name": "find", "arguments": "{}", "parameters": None}
+    said = [{"role": "user", "content": "Hello", "weight": None}, {"role": "assistant", "tool_call": call}]
+    messages = Fields(messages="said").document({"said": said}, "here").messages
+    assert messages is not None and messages[0] == {"role": "user", "content": "Hello"}
+
+
+@pytest.mark.parametrize("tool", [{}, {"function": "find"}, {"function": {"description": "a"}}, {"name": 3}])
+def test_a_tool_has_a_name(tool: dict[str, Any]) -> None:
+    record = {"said": [{"role": "user", "content": "Hello"}], "tools": [tool]}
+    with pytest.raises(BadRecordError, match="here: a tool must be an object with the `name` of a function"):
+        Fields(messages="said", tools="tools").document(record, "here")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +261,34 @@ def test_a_file_cut_short_gives_what_it_has_and_says_so(tmp_path: Path, compress
     ]
     with pytest.raises(AndromedaError, match=r"source verse: .*cannot be decompressed"):
         read(tmp_path, "a*")
+
+
+def test_a_stream_behind_others_that_is_damaged_is_not_their_end(tmp_path: Path) -> None:
+    second = bytearray(lzma.compress(jsonl(WORM)))
+    second[2] ^= 255
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(jsonl(TIGER)) + bytes(second))
+    with pytest.raises(AndromedaError, match=r"a\.jsonl\.xz: cannot be decompressed .* leave it out of `files`"):
+        read(tmp_path, "a*", bad="skip")
+
+
+def test_zstd_that_looks_back_far(tmp_path: Path) -> None:
+    """As `zstd --long=31` writes, and large public dumps are."""
+    module: Any = pytest.importorskip("backports.zstd")
+    compressor = module.ZstdCompressor(options={module.CompressionParameter.window_log: 31})
+    (tmp_path / "a.jsonl.zst").write_bytes(compressor.compress(jsonl(TIGER)) + compressor.flush())
+    assert read(tmp_path, "a*") == [Document("a.jsonl.zst:1", text=TIGER["text"])]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
+def test_a_package_that_is_missing_is_no_file_that_cannot_be_read(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the same spec and corpus would make another build on another machine."""
+    (tmp_path / f"a{suffix}").write_bytes(b"something")
+    for package in ("backports", "compression", "pyarrow"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AndromedaError, match=r"^source verse: a\S* needs a package for .*; pip install"):
+        read(tmp_path, "a*", bad="skip")
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:

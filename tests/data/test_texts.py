@@ -21,7 +21,7 @@ from andromeda.errors import AndromedaError
 
 ANY_TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too
 JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | ANY_TEXT,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | ANY_TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
     max_leaves=8,
 )
@@ -38,9 +38,9 @@ def test_a_line_is_the_document(document: Document) -> None:
     assert from_line(line) == document
 
 
-@pytest.mark.parametrize("value", [datetime.date(1794, 1, 1), b"bytes", {1, 2}])
+@pytest.mark.parametrize("value", [datetime.date(1794, 1, 1), b"bytes", {1, 2}, float("nan"), float("-inf")])
 def test_what_json_cannot_hold(value: Any) -> None:
-    with pytest.raises(AndromedaError, match=r"a\.parquet:3: messages and tools hold plain JSON values only"):
+    with pytest.raises(AndromedaError, match=r"a\.parquet:3: holds what is no plain JSON value"):
         to_line(Document("a.parquet:3", messages=({"role": "user", "arguments": value},)))
 
 
