@@ -26,7 +26,10 @@ WARPS = 8
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Cross-entropy in nats of each target under the logits hidden @ weight.T: (N,) float32, 0 where it is ignored.
 
     The logits are rounded to hidden's dtype, as those of `F.linear`, and never held for all tokens.
@@ -35,6 +38,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
         hidden: (N, dim).
         weight: (V, dim).
         targets: (N,) int64, each below V or ignore_index. Another one raises IndexError on CPU, and is NaN on CUDA.
+        smoothing: share of the target's probability that goes to all V alike (Szegedy et al. 2016).
+        z_loss: times the square of the log-sum-exp, added (PaLM, section 5).
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -43,33 +48,44 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
         shapes = ", ".join(str(tuple(x.shape)) for x in (hidden, weight, targets))
         raise ValueError(f"loss: hidden (N, dim), weight (V, dim) and targets (N,) do not fit together: {shapes}")
     if hidden.is_cuda and HAS_TRITON and _product_dtype(hidden) in DTYPES:
-        return fused_cross_entropy(hidden, weight, targets, ignore_index)
-    return chunked_cross_entropy(hidden, weight, targets, ignore_index)
+        return fused_cross_entropy(hidden, weight, targets, ignore_index, smoothing, z_loss)
+    return chunked_cross_entropy(hidden, weight, targets, ignore_index, smoothing, z_loss)
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
     """`linear_cross_entropy` in plain PyTorch, on any device."""
     rows = max(1, LOSS_CHUNK // len(weight))
     if len(hidden) <= rows:
-        return _cross_entropy(hidden, weight, targets, ignore_index)
+        return _cross_entropy(hidden, weight, targets, ignore_index, smoothing, z_loss)
     losses = [
-        checkpoint(_cross_entropy, part, weight, goals, ignore_index, use_reentrant=False)
+        checkpoint(_cross_entropy, part, weight, goals, ignore_index, smoothing, z_loss, use_reentrant=False)
         for part, goals in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat(losses)
 
 
-def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+def _cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float
+) -> Tensor:
     logits = F.linear(hidden, weight).float()
-    return F.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index)
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index, label_smoothing=smoothing)
+    if z_loss == 0:
+        return losses
+    return losses + z_loss * (logits.logsumexp(-1) ** 2).masked_fill(targets == ignore_index, 0.0)
 
 
-def fused_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+def fused_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
     """`linear_cross_entropy` with Triton kernels; float32, bfloat16 or float16."""
     dtype = _product_dtype(hidden)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return torch.ops.andromeda.linear_cross_entropy(hidden, weight, targets, ignore_index, learns)[0]
+    return torch.ops.andromeda.linear_cross_entropy(hidden, weight, targets, ignore_index, smoothing, z_loss, learns)[0]
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -80,7 +96,7 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 @torch.library.custom_op("andromeda::linear_cross_entropy", mutates_args=())
 def forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), and for the backward pass both parts of the log-sum-exp (2, N) and the last chunk's logits."""
     from andromeda.kernels.loss_kernels import losses_kernel
@@ -95,15 +111,16 @@ def forward(
             del logits  # before the next are made
             logits = F.linear(hidden[at], weight)
             losses_kernel[(len(logits),)](
-                logits, targets[at], losses[at], *lse[:, at], len(weight), ignore_index, block, num_warps=WARPS
-            )
+                logits, targets[at], losses[at], *lse[:, at], len(weight), ignore_index, smoothing, z_loss, block,
+                num_warps=WARPS,
+            )  # fmt: skip
     return losses, lse, logits if keep else hidden.new_empty(0, len(weight))
 
 
 @torch.library.custom_op("andromeda::linear_cross_entropy_backward", mutates_args=())
 def backward(
     upstream: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, kept: Tensor, ignore_index: int,
-    need_hidden: bool, need_weight: bool,
+    smoothing: float, z_loss: float, need_hidden: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of hidden and weight, empty where not needed; upstream (N,) is that of the losses."""
     from andromeda.kernels.loss_kernels import gradient_kernel
@@ -120,8 +137,9 @@ def backward(
             else:
                 logits = grad = F.linear(hidden[at], weight)
             gradient_kernel[(len(logits), -(-len(weight) // block))](
-                logits, targets[at], *lse[:, at], upstream[at], grad, len(weight), ignore_index, block, num_warps=WARPS
-            )
+                logits, targets[at], *lse[:, at], upstream[at], grad, len(weight), ignore_index, smoothing, z_loss,
+                block, num_warps=WARPS,
+            )  # fmt: skip
             if need_hidden:
                 torch.mm(grad, weight, out=d_hidden[at])
             if need_weight:
@@ -164,7 +182,9 @@ def _chunks(tokens: int, vocabulary: int, like: Tensor) -> Iterator[slice]:
 
 
 @forward.register_fake
-def _(hidden: Tensor, weight: Tensor, _t: Tensor, _i: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    hidden: Tensor, weight: Tensor, _t: Tensor, _i: int, _s: float, _z: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     last = 0
     if keep and tokens > 0:
@@ -176,7 +196,7 @@ def _(hidden: Tensor, weight: Tensor, _t: Tensor, _i: int, keep: bool) -> tuple[
 
 @backward.register_fake
 def _(
-    _u: Tensor, hidden: Tensor, weight: Tensor, _t: Tensor, _l: Tensor, _k: Tensor, _i: int,
+    _u: Tensor, hidden: Tensor, weight: Tensor, _t: Tensor, _l: Tensor, _k: Tensor, _i: int, _s: float, _z: float,
     need_hidden: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return (
@@ -185,20 +205,20 @@ def _(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, bool], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, weight, targets, ctx.ignore_index, _ = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets, *ctx.constants, _ = inputs
     _, lse, kept = output
     ctx.mark_non_differentiable(lse, kept)
     ctx.set_materialize_grads(False)  # of zeros for the kept logits
     ctx.save_for_backward(hidden, weight, targets, lse, kept)
 
 
-def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     need_hidden, need_weight = ctx.needs_input_grad[:2]
     d_hidden, d_weight = torch.ops.andromeda.linear_cross_entropy_backward(
-        upstream, *ctx.saved_tensors, ctx.ignore_index, need_hidden, need_weight
+        upstream, *ctx.saved_tensors, *ctx.constants, need_hidden, need_weight
     )
-    return d_hidden if need_hidden else None, d_weight if need_weight else None, None, None, None
+    return (d_hidden if need_hidden else None, d_weight if need_weight else None, *[None] * 5)
 
 
 forward.register_autograd(_backward, setup_context=_save)

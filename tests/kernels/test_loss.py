@@ -25,7 +25,7 @@ from andromeda.kernels import loss as module
 from andromeda.kernels.loss import chunk_rows, chunked_cross_entropy, fused_cross_entropy, linear_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Loss = Callable[..., Tensor]
 
 VOCABULARY, DIM, IGNORED = 53, 16, -100
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,10 +42,18 @@ def _small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, "_budget", lambda _: module.LOSS_CHUNK)
 
 
-def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORED) -> Tensor:
+def plain_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORED, smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """By the formulas: the mean of -log p takes `smoothing` of the target's place; z_loss (log Z)^2 is added."""
     logits = F.linear(hidden, weight)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index)
+    log_p, log_z = logits.log_softmax(-1), logits.logsumexp(-1)
+    counts = targets != ignore_index
+    hit = -log_p.gather(-1, targets.where(counts, 0)[:, None])[:, 0]
+    losses = (1 - smoothing) * hit + smoothing * -log_p.mean(-1) + z_loss * log_z**2
+    return losses.where(counts, 0.0)
 
 
 def inputs(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,19 +64,21 @@ def inputs(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def results(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor) -> list[Tensor]:
+def results(
+    loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor, **extra: float
+) -> list[Tensor]:
     """Losses and both gradients for any gradient of the losses."""
-    losses = loss(hidden, weight, targets, IGNORED)
+    losses = loss(hidden, weight, targets, IGNORED, **extra)
     assert losses.shape == targets.shape
     return [losses.detach(), *torch.autograd.grad(losses, (hidden, weight), upstream.to(losses.dtype))]
 
 
-def check(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+def check(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor, **extra: float) -> None:
     upstream = torch.randn(len(targets), device=hidden.device)
-    found = results(loss, hidden, weight, targets, upstream)
-    plain = results(plain_cross_entropy, hidden, weight, targets, upstream)
+    found = results(loss, hidden, weight, targets, upstream, **extra)
+    plain = results(plain_cross_entropy, hidden, weight, targets, upstream, **extra)
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    truth = results(plain_cross_entropy, exact[0], exact[1], targets, upstream)
+    truth = results(plain_cross_entropy, exact[0], exact[1], targets, upstream, **extra)
     assert found[0].dtype == torch.float32
     assert found[1].dtype == found[2].dtype == hidden.dtype
     for x, bar, t in zip(found, plain, truth, strict=True):
@@ -82,6 +92,13 @@ class TestPrecision:
     @BOTH
     def test_is_near_the_truth(self, loss: Loss, dtype: torch.dtype, tokens: int) -> None:
         check(loss, *inputs(tokens, dtype))
+
+    @pytest.mark.parametrize("extra", [{"smoothing": 0.1}, {"z_loss": 1e-2}, {"smoothing": 0.3, "z_loss": 0.1}])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @BOTH
+    def test_smoothed_and_with_the_log_sum_exp(self, loss: Loss, dtype: torch.dtype, extra: dict[str, float]) -> None:
+        hidden, weight, targets = inputs(37, dtype)
+        check(loss, hidden, weight, targets, **extra)
 
     @pytest.mark.parametrize("tokens", [7, 100])
     def test_in_bfloat16(self, tokens: int) -> None:
@@ -175,7 +192,7 @@ class TestGradients:
     def test_nothing_is_kept_where_nothing_learns(self) -> None:
         hidden, weight, targets = inputs(40)
         for keep, rows in ((True, 8), (False, 0)):  # three chunks of 16 or fewer
-            kept = torch.ops.andromeda.linear_cross_entropy(hidden, weight, targets, IGNORED, keep)[2]
+            kept = torch.ops.andromeda.linear_cross_entropy(hidden, weight, targets, IGNORED, 0.0, 0.0, keep)[2]
             assert kept.shape == (rows, VOCABULARY)
         with torch.no_grad():
             assert not fused_cross_entropy(hidden, weight, targets).requires_grad
@@ -255,11 +272,11 @@ class TestOperator:
     @pytest.mark.parametrize("tokens", [0, 17])
     def test_opcheck(self, tokens: int) -> None:
         hidden, weight, targets = inputs(tokens)
-        torch.library.opcheck(module.forward, (hidden, weight, targets, IGNORED, True))
-        _, lse, kept = module.forward(hidden.detach(), weight.detach(), targets, IGNORED, True)
+        torch.library.opcheck(module.forward, (hidden, weight, targets, IGNORED, 0.1, 1e-3, True))
+        _, lse, kept = module.forward(hidden.detach(), weight.detach(), targets, IGNORED, 0.1, 1e-3, True)
         for needs in ((True, True), (False, False)):
             arguments = (torch.randn(tokens, device=DEVICE), hidden.detach(), weight.detach(), targets, lse, kept)
-            torch.library.opcheck(module.backward, (*arguments, IGNORED, *needs))
+            torch.library.opcheck(module.backward, (*arguments, IGNORED, 0.1, 1e-3, *needs))
 
     def test_compiles_without_a_break(self) -> None:
         hidden, weight, targets = inputs(40)
@@ -322,4 +339,4 @@ class TestOnGPU:
     def test_opcheck(self) -> None:
         hidden, weight, targets = (x.detach()[:1000] for x in self.inputs(1000))
         targets = targets.clamp(max=len(weight) - 1)
-        torch.library.opcheck(module.forward, (hidden.requires_grad_(), weight, targets, IGNORED, True))
+        torch.library.opcheck(module.forward, (hidden.requires_grad_(), weight, targets, IGNORED, 0.1, 1e-3, True))
