@@ -115,10 +115,10 @@ def unlike(texts: Sequence[str]) -> list[str]:
 def scored(texts: Sequence[str], kind: str) -> Iterator[Score]:
     """By length, and last of all lengths."""
     planted = plant(texts, kind, seed=0)
-    originals = np.array([place for place, text in enumerate(texts) if long_enough(text, kind)])
+    originals = [place for place, text in enumerate(texts) if long_enough(text, kind)]
     together, N = [*texts, *(planted[place] for place in originals)], len(texts)
     found = compared(together)
-    lengths = np.array([len(shingles.words(texts[place])) for place in originals])
+    lengths = np.array([len(shingles.words(texts[place])) for place in originals], int)
     gone = np.isin(np.arange(N, len(together)), found.removed)
     for least, most in zip(LENGTHS, [*LENGTHS[1:], np.inf], strict=True):
         inside = (lengths >= least) & (lengths < most)
@@ -127,7 +127,7 @@ def scored(texts: Sequence[str], kind: str) -> Iterator[Score]:
             yield Score(kind, name, int(inside.sum()), int(gone[inside].sum()), int(gone[inside].sum()))
     compared_near = lengths >= SHORTEST
     yield Score(kind, NEAR, int(compared_near.sum()), *[int(gone[compared_near].sum())] * 2)
-    right = (np.append(np.full(N, -1), originals)[found.removed] == found.of) & (kind != DECOY)
+    right = (np.array([-1] * N + originals)[found.removed] == found.of) & (kind != DECOY)
     alike = right.copy()
     for place in np.flatnonzero(~right):
         pair = (together[number] for number in (found.removed[place], found.of[place]))
