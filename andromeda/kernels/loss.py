@@ -30,9 +30,10 @@ def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Cross-entropy in nats of each target under the logits hidden @ weight.T: (N,) float32, 0 where it is ignored.
+    """Cross-entropy in nats of each target under the logits hidden @ weight.T: (N,), 0 where it is ignored.
 
-    The logits are rounded to hidden's dtype, as those of `F.linear`, and never held for all tokens.
+    Float32, or float64 of float64. The logits are rounded to hidden's dtype, as those of `F.linear`, and never held for
+    all tokens.
 
     Args:
         hidden: (N, dim).
@@ -70,7 +71,8 @@ def chunked_cross_entropy(
 def _cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, smoothing: float, z_loss: float
 ) -> Tensor:
-    logits = F.linear(hidden, weight).float()
+    logits = F.linear(hidden, weight)
+    logits = logits if logits.dtype is torch.float64 else logits.float()
     losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index, label_smoothing=smoothing)
     if z_loss == 0:
         return losses
