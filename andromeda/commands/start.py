@@ -18,6 +18,7 @@ from andromeda.data.text import check_paths, check_text, read_documents
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
+from andromeda.training.optimizer import check_optimizer
 from andromeda.training.recipe import Recipe, check_vocabulary
 from andromeda.training.state import TrainingState, load_state
 
@@ -30,8 +31,9 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
 
     Raises:
         AndromedaError: a missing file or one without text, a config that makes no sense, values that do not fit
-            together, or a model that is larger than the machine.
+            together, a package that is not installed, or a model that is larger than the machine.
     """
+    check_optimizer(recipe)
     check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
     config = starting_config(recipe, stream=stream)
     recipe.sequence_length(config, longest(stream))

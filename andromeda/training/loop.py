@@ -15,7 +15,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
 from andromeda.training.metrics import Meter
 from andromeda.training.objective import Batch, Objective
-from andromeda.training.optimizer import learning_rate
+from andromeda.training.optimizer import learning_rate, set_learning_rate
 from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
@@ -103,8 +103,7 @@ class Loop:
             (loss / max(1, targets)).backward()  # of a conversation's cut, a step may hold questions alone
             self._loss_sum += loss.detach()
         self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, state.step)
+        set_learning_rate(self.optimizer, learning_rate(recipe, state.step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1

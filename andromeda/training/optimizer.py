@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from andromeda.training.adamw8bit import build_adamw8bit, check_installed
+from andromeda.training.muon import Groups, MuonAndAdamW
 from andromeda.training.recipe import Recipe
 
 
@@ -31,15 +34,41 @@ def _progress(step: int, first: int, last: int) -> float:
     return min(1.0, max(0.0, (step - first) / max(1, last - first)))
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019). Weight decay pulls at matrices alone.
+def check_optimizer(recipe: Recipe) -> None:
+    """Before any work. Raises AndromedaError where a package that the recipe's optimizer needs is not installed."""
+    if recipe.optimizer == "adamw8bit":
+        check_installed()
 
-    Not at gains and norms, whose size means something, nor at embeddings, whose rare rows would shrink while they wait
-    for a gradient.
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of all groups. Where it is a tensor, as torchao wants it, the tensor stays."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's: AdamW (Loshchilov and Hutter 2019), the same with moments in 8 bits, or Muon beside it.
+
+    Weight decay pulls at matrices alone. Not at gains and norms, whose size means something, nor at embeddings, whose
+    rare rows would shrink while they wait for a gradient. Muon moves the matrices within blocks; one at the end of the
+    model, such as the logits', stays with AdamW, as Muon's authors advise.
+
+    Raises:
+        AndromedaError: a package that the optimizer needs is not installed.
     """
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
-    ]
+    linear = [(name, module.weight) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    hidden = [weight for name, weight in linear if "blocks" in name.split(".")]
+    ends = [weight for name, weight in linear if "blocks" not in name.split(".")]
+    matrices = {id(weight) for _, weight in linear}
+    decaying: dict[str, Any] = {"weight_decay": recipe.weight_decay}
+    others = {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0}
+    if recipe.optimizer == "muon":
+        by_adamw = [{"params": ends, **decaying}, others]
+        return MuonAndAdamW([{"params": hidden, **decaying}], by_adamw, recipe.learning_rate, recipe.betas)
+    groups: Groups = [{"params": hidden + ends, **decaying}, others]
+    if recipe.optimizer == "adamw8bit":
+        return build_adamw8bit(groups, recipe.learning_rate, recipe.betas)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)

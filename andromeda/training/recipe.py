@@ -20,6 +20,7 @@ from andromeda.errors import AndromedaError
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16"]
+OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 Scalar = int | float | bool | str | None
 
 ModelKeys = dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
@@ -75,7 +76,8 @@ class Recipe:
     accumulate: int = 1  # batches a step
     seq_len: int | None = None  # tokens a sequence; the model's max_seq_len. A build has its own
 
-    learning_rate: float = 1e-3  # at its highest
+    optimizer: OptimizerName = "adamw"  # adamw8bit: its moments in 8 bits; muon: matrices by Muon, all else by AdamW
+    learning_rate: float = 1e-3  # at its highest; one that suits adamw suits the others
     schedule: Schedule = "cosine"  # wsd: constant, then linear decay in the last decay_fraction of the steps
     warmup_steps: int = 100
     decay_fraction: float = 0.2
@@ -319,7 +321,7 @@ WRONG_TYPE = re.compile(
 def _one_line(message: str) -> str:
     """What YAML or jsonargparse says, in a reader's words."""
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
-    for choices in (Schedule, Precision):
+    for choices in (Schedule, Precision, OptimizerName):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(\w+)'>", r"\1", message))
     if wrong is None:

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,7 +140,9 @@ def _check_same(path: Path, recipe: Recipe) -> None:
         raise AndromedaError(f"{path}: cannot be read as a recipe; choose another output") from error
     if not isinstance(stored, dict):
         raise AndromedaError(f"{path}: is not a recipe; choose another output")
-    old, new = _flat(stored), _flat(recipe.to_dict())
+    # A key that the stored recipe lacks is younger than it: the run has had its default.
+    defaults = {item.name: item.default for item in fields(Recipe) if item.default is not MISSING}
+    old, new = _flat(defaults | stored), _flat(recipe.to_dict())
     for key in {**new, **old}:
         if key not in FREE_KEYS and old.get(key) != new.get(key):
             raise AndromedaError(

@@ -1,7 +1,8 @@
 """Where training stands, apart from the weights: in a checkpoint, the folder `training/`.
 
 state.json              the counts of TrainingState, and the fingerprint of the data
-optimizer.safetensors   the optimizer's tensors as NAME_OF_PARAMETER/KEY, and the random generators' as random/DEVICE
+optimizer.safetensors   the optimizer's tensors as NAME_OF_PARAMETER/KEY, and the random generators' as random/DEVICE;
+                        what is held in 8 bits as three: KEY.codes, KEY.scale and KEY.qmap
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.training.adamw8bit import from_plain, to_plain
 
 FOLDER, COUNTS, TENSORS = "training", "state.json", "optimizer.safetensors"
 RANDOM = "random"
@@ -39,11 +41,10 @@ class TrainingState:
 
 def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Writes `training/` into a checkpoint that is being made."""
-    tensors = {
-        f"{name}/{key}": value
-        for name, parameter in _named(model, optimizer)
-        for key, value in optimizer.state[parameter].items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _named(model, optimizer):
+        for key, value in optimizer.state[parameter].items():
+            tensors |= to_plain(f"{name}/{key}", value)
     tensors[f"{RANDOM}/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[f"{RANDOM}/cuda"] = torch.cuda.get_rng_state()
@@ -81,7 +82,7 @@ def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.op
     """Puts the optimizer and the random generators where they were.
 
     Raises:
-        AndromedaError: the tensors belong to another model.
+        AndromedaError: the tensors belong to another model, or a package that they need is not installed.
     """
     held: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -92,7 +93,7 @@ def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.op
     for name in sorted(held.keys() ^ set(parameters)):
         what = "lacks" if name not in held else "has, beyond the model's,"
         raise AndromedaError(f"{FOLDER}/{TENSORS}: {what} the parameter {name!r}; it belongs to another model")
-    state = {index: held[name] for index, name in enumerate(parameters)}
+    state = {index: from_plain(held[name]) for index, name in enumerate(parameters)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if "cpu" in generators:
         torch.set_rng_state(generators["cpu"])

@@ -91,6 +91,7 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("data.packed_documents=3", r"data\.packed_documents: must be true or false; got '3'"),
         ("betas=[1]", r"betas: must be a list of two numbers; got '\[1\]'"),
         ("schedule=linear", r"poems\.yaml: schedule: must be one of cosine, wsd, constant; got 'linear'"),
+        ("optimizer=sgd", r"optimizer: must be one of adamw, adamw8bit, muon; got 'sgd'"),
         ("precision=float16", r"precision: must be one of float32, bfloat16; got 'float16'"),
         ("data=3", r"poems\.yaml: .*data"),
         ("model=3", r"poems\.yaml: model: must be keys with values; got '3'"),

@@ -58,6 +58,7 @@ def test_a_run_is_taken_up_again(make: MakeRecipe) -> None:
         ({"data": DataRecipe(train="a.txt", packed_documents=False)}, r"data\.packed_documents=True"),
         ({"data": DataRecipe(train=["a.txt", "b.txt"])}, r"data\.train='a\.txt', and .*'b\.txt'"),
         ({"betas": (0.9, 0.99)}, r"betas=\[0\.9, 0\.95\]"),
+        ({"optimizer": "muon"}, r"this run has optimizer='adamw', and the recipe now says 'muon'"),
     ],
 )
 def test_another_recipe_is_refused(make: MakeRecipe, changed: dict[str, object], message: str) -> None:
@@ -68,6 +69,19 @@ def test_another_recipe_is_refused(make: MakeRecipe, changed: dict[str, object],
         pass
     assert "\n" not in str(raised.value)
     assert snapshot(run.path) == before
+
+
+def test_a_run_older_than_a_key_has_its_default(make: MakeRecipe) -> None:
+    with open_run(make()) as run:
+        add_checkpoint(run, 5)
+    stored = run.path / "recipe.yaml"
+    stored.write_text(stored.read_text().replace("optimizer: adamw\n", ""))
+    before = stored.read_bytes()
+    with pytest.raises(AndromedaError, match=r"this run has optimizer='adamw', and"), open_run(make(optimizer="muon")):
+        pass
+    assert stored.read_bytes() == before and b"optimizer" not in before
+    with open_run(make()):
+        assert "optimizer: adamw\n" in stored.read_text()
 
 
 def test_length_and_cadence_may_change(make: MakeRecipe) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ import torch
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.training.adamw8bit import PARTS, to_plain
 from andromeda.training.optimizer import build_optimizer
-from andromeda.training.recipe import Recipe
+from andromeda.training.recipe import OptimizerName, Recipe
 from andromeda.training.state import TrainingState, load_state, restore, save_state
 
 STATE = TrainingState(
@@ -30,24 +32,59 @@ def stepped(model: Andromeda, optimizer: torch.optim.Optimizer, times: int) -> l
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
+def held(model: Andromeda, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All tensors of the optimizer's state."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            found |= to_plain(f"{name}/{key}", value)
+    return found
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_optimizer_and_random_numbers_go_on_exactly(
-    model: Andromeda, recipe: Callable[..., Recipe], tmp_path: Path
+    model: Andromeda, recipe: Callable[..., Recipe], tmp_path: Path, name: str
 ) -> None:
-    optimizer = build_optimizer(model, recipe())
+    optimizer = build_optimizer(model, recipe(optimizer=name))
     stepped(model, optimizer, 2)
     save_state(tmp_path, STATE, model, optimizer)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    saved = {key: tensor.clone() for key, tensor in held(model, optimizer).items()}
     expected = stepped(model, optimizer, 2)
 
     torch.manual_seed(5)
     other = Andromeda(model.config)
     other.load_state_dict(weights)
-    fresh = build_optimizer(other, recipe())
+    fresh = build_optimizer(other, recipe(optimizer=name))
     state, tensors = load_state(tmp_path)
     restore(tensors, other, fresh)
     assert state == STATE
+    restored = held(other, fresh)
+    assert restored.keys() == saved.keys()
+    assert all(torch.equal(restored[key], saved[key]) and restored[key].dtype == saved[key].dtype for key in saved)
     for ours, theirs in zip(stepped(other, fresh, 2), expected, strict=True):
         assert torch.equal(ours, theirs)
+    changed = held(other, fresh)
+    after = held(model, optimizer)
+    assert all(torch.equal(changed[key], after[key]) for key in after)
+    assert not all(torch.equal(changed[key], saved[key]) for key in saved)
+
+
+def test_moments_in_8_bits_are_stored_as_they_are_held(
+    model: Andromeda, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    optimizer = build_optimizer(model, recipe(optimizer="adamw8bit"))
+    stepped(model, optimizer, 1)
+    save_state(tmp_path, STATE, model, optimizer)
+    _, tensors = load_state(tmp_path)
+    moment = "blocks.0.feed_forward.up.weight/exp_avg"
+    assert {key for key in tensors if key.startswith(moment + ".")} == {f"{moment}.{part}" for part in PARTS}
+    assert tensors[f"{moment}.codes"].dtype == torch.uint8 and tensors[f"{moment}.codes"].shape == (128, 32)
+    assert tensors[f"{moment}.scale"].shape == (128 * 32 // 256,)
+    assert tensors["blocks.0.norm.weight/exp_avg"].dtype == torch.float32  # small
+    del tensors[f"{moment}.scale"]
+    with pytest.raises(AndromedaError, match=r"'exp_avg' in 8 bits has \['codes', 'qmap'\], and needs"):
+        restore(tensors, model, build_optimizer(model, recipe(optimizer="adamw8bit")))
 
 
 @pytest.fixture
