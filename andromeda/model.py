@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from andromeda import positions
 from andromeda.cache import Cache, next_shift_state, shift_tokens
 from andromeda.config import AndromedaConfig
+from andromeda.context import Context
 from andromeda.errors import AndromedaError
 from andromeda.kernels import Geometry, QKNorm, attention, embed, linear_cross_entropy, normalised_attention
 
@@ -66,6 +67,7 @@ class Pass:
     geometry: Geometry  # without bounds and windows, which each block has of its own
     q_scale: Tensor | None  # (1 or B, T, H, 1) log-n temperature; None: 1 everywhere
     cache: Cache | None
+    context: Context | None = None
 
 
 class Attention(nn.Module):
@@ -97,15 +99,25 @@ class Attention(nn.Module):
         if bounds is not None and step.q_scale is not None:
             bounds = bounds * step.q_scale.amax((0, 1))[:, 0]
         geometry = replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
-        if step.cache is None and step.q_scale is None:
+        if step.cache is None and step.q_scale is None and step.context is None:
             out = normalised_attention(q, k, v, geometry, self.qk_norm, flash=config.attn_flash)
             return self.to_out(out.flatten(2))
         q, k = self.qk_norm(q, k)
         if step.q_scale is not None:
             q = q * step.q_scale.to(q.dtype)
+        if step.context is not None:
+            return self.to_out(self._attend_in_context(q, k, v, geometry, step.context, step.cache).flatten(2))
         if step.cache is not None:
             k, v = step.cache.append(self.block, k, v)
         return self.to_out(attention(q, k, v, geometry, flash=config.attn_flash).flatten(2))
+
+    def _attend_in_context(
+        self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, context: Context, cache: Cache | None
+    ) -> Tensor:
+        k, v = context.keys_and_values(k, v)
+        if cache is not None:
+            cache.append(self.block, k[:, : context.tokens], v[:, : context.tokens])
+        return context.attention(q, k, v, geometry, flash=self.config.attn_flash)
 
     @property
     def qk_norm(self) -> QKNorm:
@@ -212,6 +224,11 @@ class Block(nn.Module):
         amount, cache = self.config.shift_tokens, step.cache
         if amount == 0:
             return x
+        if step.context is not None:
+            shifted, state = step.context.shift(x, amount, step.geometry.starts)
+            if cache is not None:
+                cache.set_shift_state(self.index, slot, state.detach())
+            return shifted
         before = None
         if cache is not None:
             before = cache.shift_state(self.index, slot)
@@ -256,6 +273,7 @@ class Andromeda(nn.Module):
         *,
         cache: Cache | None = None,
         documents: Tensor | None = None,
+        context: Context | None = None,
         last_only: bool = False,
     ) -> Tensor:
         """Logits (B, T, num_tokens), or (B, 1, num_tokens) of the last token with `last_only`.
@@ -265,28 +283,45 @@ class Andromeda(nn.Module):
             cache: what came before; it is extended by these tokens.
             documents: (B, T) integers, equal within a document of a packed sequence, which sees only itself; not
                 together with a cache.
+            context: how one sequence is split over processes; what is given and returned are then this one's tokens,
+                T = context.local_tokens of them, as of `context.split`. With `last_only` the process that has the last
+                token returns its logits, and the others (B, 0, num_tokens). An empty cache is filled on each.
 
         Raises:
-            AndromedaError: a token id out of range (on CPU), or a position beyond a learned table.
+            AndromedaError: a token id out of range (on CPU), a position beyond a learned table, or a context that does
+                not fit what is given with it.
         """
-        hidden = self.hidden(ids, cache=cache, documents=documents)
-        return self.logits(hidden[:, -1:] if last_only else hidden)
+        hidden = self.hidden(ids, cache=cache, documents=documents, context=context)
+        if last_only:
+            hidden = hidden[:, -1:] if context is None else hidden[:, context.last]
+        return self.logits(hidden)
 
-    def hidden(self, ids: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        *,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
         """Output of the last block, normalised: (B, T, dim). Arguments as in `forward`."""
         self._check_ids(ids)
         held = 0 if cache is None else cache.length
         if documents is not None and cache is not None:
             raise AndromedaError("model: a cache holds one document; give it none together with documents")
+        if context is not None:
+            _check_context(context, ids, documents, held)
+            documents = None if documents is None else context.gather(documents)
+        tokens = ids.shape[1] if context is None else context.tokens
         starts = None if documents is None else document_starts(documents)
         x = self.embedding(ids)
         if self.config.use_abs_pos_emb:
-            x = x + self._position_embeddings(held, ids.shape[1], starts)
-        step = self._pass(ids.shape[1], held, starts, cache, x.device)
+            x = x + self._position_embeddings(held, tokens, starts, context)
+        step = self._pass(tokens, held, starts, cache, x.device, context)
         for block in self.blocks:
             x = block(x, step)
         if cache is not None:
-            cache.advance(ids.shape[1])
+            cache.advance(tokens)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -298,12 +333,19 @@ class Andromeda(nn.Module):
         """(num_tokens, dim): the projection to the vocabulary."""
         return cast(Tensor, self.embedding.weight if self.config.tie_embeddings else self.to_logits.weight)
 
-    def token_losses(self, ids: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        """Cross-entropy in nats of each target, (B, T) float32; 0 where the target is IGNORED.
+    def token_losses(
+        self, ids: Tensor, targets: Tensor, *, documents: Tensor | None = None, context: Context | None = None
+    ) -> Tensor:
+        """Cross-entropy in nats of each target, (B, T); 0 where the target is IGNORED.
 
-        Of many tokens, the logits of only a part are held at a time; the backward pass computes them again.
+        Float32, or float64 of a float64 model. Of many tokens, the logits of only a part are held at a time; the
+        backward pass computes them again. With a context these are the losses of this process's tokens, 0 where the
+        sequence has ended.
         """
-        hidden = self.hidden(ids, documents=documents).flatten(0, 1)
+        hidden = self.hidden(ids, documents=documents, context=context).flatten(0, 1)
+        if context is not None:
+            context.check(targets)
+            targets = context.fill(targets, IGNORED)
         return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), IGNORED).view(ids.shape)
 
     def _check_ids(self, ids: Tensor) -> None:
@@ -314,25 +356,28 @@ class Andromeda(nn.Module):
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the device
             check_range(self.config, *(int(x) for x in torch.aminmax(ids)))
 
-    def _position_embeddings(self, held: int, tokens: int, starts: Tensor | None) -> Tensor:
+    def _position_embeddings(self, held: int, tokens: int, starts: Tensor | None, context: Context | None) -> Tensor:
         if held + tokens > self.config.max_seq_len:
             raise AndromedaError(
                 f"model: position {held + tokens - 1} is beyond max_seq_len={self.config.max_seq_len}, "
                 "a hard limit with use_abs_pos_emb=True"
             )
-        index = torch.arange(held, held + tokens, device=self.position_embedding.weight.device)
-        return self.position_embedding(index if starts is None else index - starts)
+        device = self.position_embedding.weight.device
+        return self.position_embedding(_positions(held, tokens, starts, context, device))
 
-    def _pass(self, tokens: int, held: int, starts: Tensor | None, cache: Cache | None, device: torch.device) -> Pass:
+    def _pass(
+        self, tokens: int, held: int, starts: Tensor | None, cache: Cache | None, device: torch.device,
+        context: Context | None = None,
+    ) -> Pass:  # fmt: skip
+        """Of `tokens` behind `held`, all of the sequence's with a context."""
         config, q_scale = self.config, None
         if config.log_n_temperature and held + tokens > config.max_seq_len:
-            index = torch.arange(held, held + tokens, device=device)
-            index = index[None] if starts is None else index - starts
+            index = _positions(held, tokens, starts, context, device)
             factor = positions.log_n_temperature(index, config.max_seq_len)[..., None, None]
             is_global = torch.arange(config.heads, device=device)[:, None] >= config.alibi_num_heads
             q_scale = torch.where(is_global, factor, 1.0)
         geometry = Geometry(rotary=positions.rotary(config), starts=starts, local_heads=config.num_local_heads)
-        return Pass(geometry, q_scale, cache)
+        return Pass(geometry, q_scale, cache, context)
 
     def reset_parameters(self) -> None:
         """Initialises all weights but the embedding's.
@@ -363,6 +408,26 @@ def check_range(config: AndromedaConfig, low: int, high: int) -> None:
             f"model: token id {low if low < 0 else high} is out of range for num_tokens={config.num_tokens}; "
             "does the tokenizer belong to this model?"
         )
+
+
+def _check_context(context: Context, ids: Tensor, documents: Tensor | None, held: int) -> None:
+    """Raises AndromedaError where these do not belong together."""
+    context.check(ids)
+    if documents is not None:
+        context.check(documents)
+    if held:
+        raise AndromedaError(
+            f"model: a context splits a whole sequence, but the cache holds {held} tokens; give it an empty cache"
+        )
+
+
+def _positions(held: int, tokens: int, starts: Tensor | None, context: Context | None, device: torch.device) -> Tensor:
+    """(1 or B, T): where in its document each token stands that this process has of `tokens` behind `held`."""
+    if context is None:
+        index = torch.arange(held, held + tokens, device=device)
+        return index[None] if starts is None else index - starts
+    index = context.positions(device)
+    return index[None] if starts is None else index - starts[:, index]
 
 
 def document_starts(documents: Tensor) -> Tensor:

@@ -265,11 +265,12 @@ class TestPackedDocuments:
         model, ids, documents = build(), some_ids(3), self.documents()
         targets = torch.randint(31, ids.shape)
         targets[0, 5:9] = -100
-        expected = -model(ids, documents=documents).float().log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])
+        expected = -model(ids, documents=documents).log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])
         expected = expected[..., 0].masked_fill(targets == -100, 0.0)
         losses = model.token_losses(ids, targets, documents=documents)
-        assert losses.dtype == torch.float32
+        assert losses.dtype == torch.float64
         torch.testing.assert_close(losses, expected)
+        assert model.bfloat16().token_losses(ids, targets).dtype == torch.float32
 
     def test_token_losses_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of logits never held at once: the same losses and gradients."""
