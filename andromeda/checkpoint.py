@@ -48,6 +48,7 @@ def save_checkpoint(
     directory: str | Path,
     model: Andromeda,
     *,
+    weights: Mapping[str, Tensor] | None = None,
     files: Callable[[Path], object] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -59,6 +60,7 @@ def save_checkpoint(
     Args:
         directory: where; its parents are made where they are missing.
         model: on any device.
+        weights: in place of the model's own, where those are spread over processes.
         files: writes what else belongs to it, such as a tokenizer's `save`; it is given the directory being written.
         max_shard_bytes: bytes of tensors a weights file may hold; one larger tensor has a file of its own.
 
@@ -73,7 +75,7 @@ def save_checkpoint(
         if files is not None:
             files(folder)
             _check_names(folder)
-        _write_weights(folder, model.state_dict(), max_shard_bytes)
+        _write_weights(folder, model.state_dict() if weights is None else weights, max_shard_bytes)
         values = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **model.config.to_dict()}
         (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

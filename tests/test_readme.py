@@ -31,6 +31,7 @@ QUICKER = {
     "andromeda generate": "--max-new-tokens=4",
     "andromeda chat": "--max-new-tokens=4",
     "python benchmarks/": "--help",
+    "torchrun": "steps=2 save_every=2",
 }
 # What is not run: the set-up of a machine, and the tests themselves.
 NOT_RUN = ("git clone ", "cd ", "python3 -m venv ", "python -m venv ", "source ", "pip install ", "make ")
@@ -94,7 +95,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
     shorten(folder / "examples" / "verse" / "train.jsonl", 200_000)
     shorten(folder / "examples" / "verse" / "validation.txt", 24_000)
-    programs = {"python": "", "andromeda": "-m andromeda"}
+    programs = {"python": "", "andromeda": "-m andromeda", "torchrun": "-m torch.distributed.run"}
     for name, arguments in programs.items():
         program = folder.parent / "bin" / name
         program.parent.mkdir(exist_ok=True)
@@ -135,7 +136,7 @@ def test_every_command_of_the_readme_runs(readme: list[Step], copy: Path) -> Non
         if step.kind == "shell" and step.text.startswith(NOT_RUN):
             continue
         if step.kind == "shell":
-            assert step.text.startswith(("andromeda ", "python ")), (
+            assert step.text.startswith(("andromeda ", "python ", "torchrun ")), (
                 f"README.md, line {step.line}: this test does not know {step.text!r}; add it to QUICKER or NOT_RUN"
             )
         run(step, copy)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,17 @@ def say(line: str) -> None:
 def warn(text: str) -> None:
     """To whoever waits, apart from what was asked for."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """Within it a process that is to be quiet says nothing; what is raised goes on."""
+    with ExitStack() as stack:
+        if quiet:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 - no path
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
 
 
 def plain_console(stderr: bool = False) -> Console:

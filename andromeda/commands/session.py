@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from andromeda.checkpoint import save_checkpoint
 from andromeda.commands.output import count, plain_console, plural, say
@@ -18,9 +20,9 @@ from andromeda.commands.training_data import TrainingData, build_data, check_tex
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
 from andromeda.data.windows import validation_batches
-from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
-from andromeda.training.loop import Loop, Outside
+from andromeda.training.engines import Engine, build_engine
+from andromeda.training.loop import Loop, Outside, empty_batch
 from andromeda.training.metrics import (
     Meter,
     MetricsFile,
@@ -28,13 +30,13 @@ from andromeda.training.metrics import (
     read_metrics,
     training_flops_per_token,
 )
-from andromeda.training.objective import NextToken, bits_per_byte
-from andromeda.training.optimizer import build_optimizer
+from andromeda.training.objective import Batch, bits_per_byte, total_nats
 from andromeda.training.plot import plot_losses
-from andromeda.training.progress import show_progress
+from andromeda.training.processes import Processes
+from andromeda.training.progress import Silent, show_progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.run import RunDirectory
-from andromeda.training.state import TrainingState, restore, save_state
+from andromeda.training.state import TrainingState, save_state
 
 PLOT_SECONDS = 60.0  # between two drawings of the loss curve, while training goes on
 NO_PLOT = "no loss curve: matplotlib is not installed; pip install 'andromeda-lm[train]'"
@@ -46,10 +48,8 @@ class Session:
 
     recipe: Recipe
     directory: RunDirectory
-    model: Andromeda
+    engine: Engine
     tokenizer: Tokenizer
-    optimizer: torch.optim.Optimizer
-    objective: NextToken
     state: TrainingState
     data: TrainingData
     validation: Corpus | None
@@ -58,8 +58,9 @@ class Session:
     def introduce(self) -> None:
         """Says what is trained on what."""
         recipe, run, data, step = self.recipe, self.directory, self.data, self.state.step
-        parameters = count(self.model.config.num_parameters())
-        say(f"{run.path}: {parameters} parameters on {self.objective.device.type}, {recipe.precision}")
+        parameters, processes = count(self.engine.model.config.num_parameters()), self.engine.processes
+        many = "" if processes.ranks == 1 else f", {processes.ranks} processes, {recipe.engine}"
+        say(f"{run.path}: {parameters} parameters on {processes.device.type}, {recipe.precision}{many}")
         held_out = "no validation" if self.validation is None else f"validation on {len(self.validation.tokens):,}"
         tokens = data.steps.tokens
         passes = recipe.num_steps * tokens / data.num_tokens if data.num_tokens else None
@@ -72,33 +73,38 @@ class Session:
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Trains to the end, or until asked to stop."""
+        if not self.engine.processes.first:
+            self._loop(lambda _: None, lambda _: self._gather(), stop).run(Silent())
+            return
         with closing(MetricsFile(self.directory.metrics, self.state.step)) as metrics:
-            loop = Loop(
-                self.recipe, self.model, self.optimizer, self.objective, self.state, self.data.steps,
-                self._meter(), self._outside(metrics, stop),
-            )  # fmt: skip
+            loop = self._loop(metrics.write, partial(self._save, metrics), stop)
             with show_progress(self.recipe.num_steps, self.state.step, plain_console()) as progress:
                 loop.run(progress)
         drawn = self._plot()
         say(f"loss curve: {self.directory.plot}" if drawn else NO_PLOT)
 
+    def _loop(
+        self, log: Callable[[dict[str, Any]], object], save: Callable[[TrainingState], object], stop: Callable[[], bool]
+    ) -> Loop:
+        validate = None if self.validation is None else partial(self._validate, self.validation)
+        outside = Outside(self.data.batches, validate, save, log, stop)
+        return Loop(self.recipe, self.engine, self.state, self.data.steps, self._meter(), outside)
+
     def _meter(self) -> Meter:
+        processes = self.engine.processes
+        possible = possible_flops_per_second(processes.device, getattr(torch, self.recipe.precision))
         return Meter(
             bytes_per_token=self.data.bytes_per_token,
-            flops_per_token=partial(training_flops_per_token, self.model),
-            possible_flops_per_second=possible_flops_per_second(self.objective.device, self.objective.precision),
+            flops_per_token=self._flops_per_token,
+            possible_flops_per_second=processes.sum(torch.tensor(possible, dtype=torch.float64)).item(),
         )
 
-    def _outside(self, metrics: MetricsFile, stop: Callable[[], bool]) -> Outside:
-        return Outside(
-            batches=self.data.batches,
-            validate=None if self.validation is None else partial(self._validate, self.validation),
-            save=partial(self._save, metrics),
-            log=metrics.write,
-            stop=stop,
-        )
+    def _flops_per_token(self, seq_len: int) -> float:
+        with self.engine.whole():
+            return training_flops_per_token(self.engine.model, seq_len)
 
     def _validate(self, corpus: Corpus) -> float:
+        """Bits per byte; processes take turns with the batches."""
         batches = validation_batches(
             corpus.tokens,
             self.data.steps.longest,
@@ -106,15 +112,32 @@ class Session:
             end_of_text=self.tokenizer.eos_id,
             packed_documents=self.recipe.data.packed_documents,
         )
-        return bits_per_byte(self.objective, batches, corpus.num_bytes)
+        nats = total_nats(self.engine.objective, self._in_turns(batches))
+        return bits_per_byte(self.engine.processes.sum(nats.cpu()).item(), corpus.num_bytes)
+
+    def _in_turns(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """This process' batches: as many in every process, so one at the end may be empty."""
+        rank, ranks = self.engine.processes.rank, self.engine.processes.ranks
+        number = -1
+        for number, batch in enumerate(batches):
+            if number % ranks == rank:
+                yield batch
+        if rank > number % ranks:
+            yield empty_batch(self.data.steps.longest)
+
+    def _gather(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Weights and the optimizer's tensors, which all processes give to the first."""
+        return self.engine.weights(), self.engine.optimizer_tensors()
 
     def _save(self, metrics: MetricsFile, state: TrainingState) -> None:
+        weights, tensors = self._gather()
+
         def add(folder: Path) -> None:
             self.tokenizer.save(folder)
-            save_state(folder, state, self.model, self.optimizer)
+            save_state(folder, state, tensors)
 
         metrics.sync()
-        save_checkpoint(self.directory.checkpoint(state.step), self.model, files=add)
+        save_checkpoint(self.directory.checkpoint(state.step), self.engine.model, weights=weights, files=add)
         self.directory.keep(self.recipe.keep_last)
         if time.monotonic() - self._plotted > PLOT_SECONDS:
             self._plot()
@@ -124,8 +147,8 @@ class Session:
         return plot_losses(read_metrics(self.directory.metrics), self.directory.plot, str(self.directory.path))
 
 
-def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> Session:
-    """Reads the text, and moves the model to the device.
+def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None, processes: Processes) -> Session:
+    """Reads the text, and moves the model to where it is trained.
 
     Args:
         stream: the recipe's build, opened; None: it trains on text.
@@ -133,18 +156,15 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | No
     Raises:
         AndromedaError: text files without text, damaged or not UTF-8.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = _data(recipe, run, start, stream)
     validation = None
-    if recipe.data.validation_paths:
-        validation = load_corpus(recipe.data.validation_paths, start.tokenizer, run.data / "validation")
-    state = replace(start.state, data_key=data.key)
-    model = start.model.to(device)
-    optimizer = build_optimizer(model, recipe)
+    with processes.first_alone():
+        data = _data(recipe, run, start, stream)
+        if recipe.data.validation_paths:
+            validation = load_corpus(recipe.data.validation_paths, start.tokenizer, run.data / "validation")
+    engine = build_engine(recipe, start.model, processes)
     if start.tensors is not None:
-        restore(start.tensors, model, optimizer)
-    objective = NextToken(model, device, getattr(torch, recipe.precision))
-    return Session(recipe, run, model, start.tokenizer, optimizer, objective, state, data, validation)
+        engine.restore(start.tensors)
+    return Session(recipe, run, engine, start.tokenizer, replace(start.state, data_key=data.key), data, validation)
 
 
 def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> TrainingData:

@@ -112,9 +112,13 @@ def resume(checkpoint: Path) -> Start:
     return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors)
 
 
-def begin(recipe: Recipe, stream: Stream | None) -> Start:
-    """With new weights, or with those of `model.from`; the tokenizer is trained if the recipe names none."""
-    tokenizer = _given_tokenizer(recipe, stream) or _tokenizer(recipe)
+def begin(recipe: Recipe, stream: Stream | None, trained: Path, first: bool = True) -> Start:
+    """With new weights, or with those of `model.from`; the tokenizer is trained if the recipe names none.
+
+    Args:
+        trained: directory for a tokenizer that the first of several processes trains and the others take.
+    """
+    tokenizer = _given_tokenizer(recipe, stream) or _tokenizer(recipe, trained, first)
     config = starting_config(recipe, tokenizer.vocab_size, stream)
     check_vocabulary(config, tokenizer.vocab_size)
     torch.manual_seed(recipe.seed)
@@ -166,10 +170,14 @@ def _take_weights(model: Andromeda, directory: str) -> None:
     model.load_state_dict(weights)
 
 
-def _tokenizer(recipe: Recipe) -> Tokenizer:
+def _tokenizer(recipe: Recipe, trained: Path, first: bool) -> Tokenizer:
     if recipe.model_from is not None and recipe.tokenizer.vocab_size is None:
         return Tokenizer.load(resolve(recipe.model_from))
+    if not first:
+        return Tokenizer.load(trained)
     vocab_size = recipe.tokenizer.vocab_size or starting_config(recipe).num_tokens
     tokenizer = Tokenizer.train(read_documents(recipe.data.train_paths), vocab_size)
+    trained.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(trained)
     say(f"tokenizer: trained, {tokenizer.vocab_size:,} tokens")
     return tokenizer

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from andromeda.commands.output import plural, say, warn
+from andromeda.commands.output import hushed, plural, say, warn
+
+if TYPE_CHECKING:
+    from andromeda.training.processes import Processes
+    from andromeda.training.recipe import Recipe
 
 
 def train(recipe: str, overrides: list[str]) -> None:
@@ -17,30 +24,40 @@ def train(recipe: str, overrides: list[str]) -> None:
         recipe: YAML file, such as recipes/verse.yaml.
         overrides: key=value for single keys, such as steps=100 or model.dim=64.
     """
+    from andromeda.training.processes import join_processes
     from andromeda.training.recipe import read_recipe
 
-    plan = read_recipe(recipe, overrides)
+    with join_processes() as processes, hushed(not processes.first):
+        with processes.first_alone():  # its mistakes are told once
+            plan = read_recipe(recipe, overrides)
+        _train(plan, processes)
 
+
+def _train(plan: Recipe, processes: Processes) -> None:
     from andromeda.commands.session import prepare
     from andromeda.commands.start import begin, check_start, resume
     from andromeda.commands.training_data import open_build, within_build
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
 
-    stream = open_build(plan)
-    if not RunDirectory(Path(plan.output)).checkpoints():
-        check_start(plan, stream)
-    with open_run(plan) as run:
-        start = run.load_newest(resume, warn) or begin(plan, stream)
+    path = Path(plan.output)
+    with processes.first_alone():
+        stream = open_build(plan, check=processes.first)
+        if processes.first and not RunDirectory(path).checkpoints():
+            check_start(plan, stream)
+    with open_run(plan) if processes.first else nullcontext(RunDirectory(path)) as run:
+        with processes.first_alone():
+            start = run.load_newest(resume, warn) or begin(plan, stream, run.data / "tokenizer", processes.first)
         plan = within_build(plan, stream, start.state)
         if start.state.step >= plan.num_steps:
             say(f"{run.path}: finished already, at step {start.state.step:,}; raise steps to go on")
             return
-        session = prepare(plan, run, start, stream)
+        session = prepare(plan, run, start, stream, processes)
         session.introduce()
         with stop_request() as stop:
             session.run(stop)
-    if stop.received is not None and session.state.step < plan.num_steps:
-        say(f"{run.path}: stopped by {stop.received.name} at step {session.state.step:,}; the same command goes on")
-        raise SystemExit(128 + stop.received)
+    if session.state.step < plan.num_steps:
+        received = stop.received or signal.SIGTERM  # another process was asked
+        say(f"{run.path}: stopped by {received.name} at step {session.state.step:,}; the same command goes on")
+        raise SystemExit(128 + received)
     say(f"{run.path}: finished {plural(plan.num_steps, 'step')}; the model is {run.checkpoint(plan.num_steps)}")

@@ -72,8 +72,11 @@ def within_build(recipe: Recipe, stream: Stream | None, state: TrainingState) ->
     return recipe.within(state.step + build_steps(recipe, stream).left(state.sequence))
 
 
-def open_build(recipe: Recipe) -> Stream | None:
-    """The recipe's build, every byte of it checked against its manifest; None: it trains on text.
+def open_build(recipe: Recipe, check: bool = True) -> Stream | None:
+    """The recipe's build; None: it trains on text.
+
+    Args:
+        check: every byte of it against its manifest.
 
     Raises:
         AndromedaError: it is not whole, something in it was changed (the file is named), or the run has trained on
@@ -81,7 +84,7 @@ def open_build(recipe: Recipe) -> Stream | None:
     """
     if recipe.data.build is None:
         return None
-    stream = Stream(recipe.data.build, check=True)
+    stream = Stream(recipe.data.build, check=check)
     for checkpoint in run_checkpoints(Path(recipe.output)):
         try:
             state = load_counts(checkpoint)

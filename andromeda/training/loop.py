@@ -1,4 +1,4 @@
-"""The training loop. It knows one device, and takes what could be spread over many from outside."""
+"""The training loop: what happens when. How a step is computed, on one process or many, the engine knows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
+from andromeda.training.engines import Engine
 from andromeda.training.metrics import Meter
-from andromeda.training.objective import Batch, Objective
-from andromeda.training.optimizer import learning_rate, set_learning_rate
+from andromeda.training.objective import Batch
+from andromeda.training.optimizer import learning_rate
 from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
-from andromeda.training.steps import Steps
+from andromeda.training.steps import Step, Steps
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Outside:
         validate: -> bits per byte; None: there is nothing to validate on.
         save: keeps the model, the optimizer and the state.
         log: takes a line of metrics.
-        stop: whether to stop after the step under way.
+        stop: whether this process is to stop after the step under way; all stop then.
     """
 
     batches: Callable[[int, int], Batch]
@@ -44,25 +45,18 @@ class Outside:
 class Loop:
     """Trains from `state` on; the state follows.
 
-    Equal weights, optimizer, state and data give equal steps, whether or not a process ended in between.
+    Equal weights, optimizer, state and data give equal steps, whether or not a process ended in between. All processes
+    of a run go through it together; each takes its share of a step's sequences.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        state: TrainingState,
-        steps: Steps,
-        meter: Meter,
-        outside: Outside,
+        self, recipe: Recipe, engine: Engine, state: TrainingState, steps: Steps, meter: Meter, outside: Outside
     ) -> None:
-        self.recipe, self.optimizer, self.objective = recipe, optimizer, objective
+        self.recipe, self.engine, self.processes = recipe, engine, engine.processes
         self.state, self.steps, self.meter, self.outside = state, steps, meter, outside
-        self._parameters = list(model.parameters())
-        # On the device, so that a step does not wait for it.
-        self._loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self._parameters[0].device)
+        # Of this process, and on the device, so that a step does not wait for it.
+        before = state.loss_sum if self.processes.first else 0.0
+        self._loss_sum = torch.tensor(before, dtype=torch.float64, device=self.processes.device)
         self._gradient_norm = torch.zeros(())
         self._seq_len = steps.longest  # of the last step
 
@@ -73,7 +67,7 @@ class Loop:
             AndromedaError: the loss or the gradient is no number any more; nothing is saved then.
         """
         recipe, state, saved_step = self.recipe, self.state, self.state.step
-        while state.step < recipe.num_steps and not self.outside.stop():
+        while state.step < recipe.num_steps and not self._told_to_stop():
             start = time.perf_counter()
             self.step()
             validates = self.outside.validate is not None and self._due(recipe.validate_every)
@@ -94,24 +88,34 @@ class Loop:
 
     def step(self) -> None:
         """One optimizer step: the mean over all targets of its sequences, however they are split into batches."""
-        recipe, state = self.recipe, self.state
-        step = self.steps.at(state.sequence)
-        batch = self.outside.batches(step.first, step.count)
-        targets = int((batch[1] != IGNORED).sum())
-        for part in _split(batch, step.at_once):
-            loss = self.objective(part).sum()
-            (loss / max(1, targets)).backward()  # of a conversation's cut, a step may hold questions alone
-            self._loss_sum += loss.detach()
-        self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, recipe.clip_norm or math.inf)
-        set_learning_rate(self.optimizer, learning_rate(recipe, state.step))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        state, step = self.state, self.steps.at(self.state.sequence)
+        parts = self._parts(step)
+        mine = sum(int((targets != IGNORED).sum()) for _, targets, _ in parts)
+        targets = int(self.processes.sum(torch.tensor(mine)))
+        for number, part in enumerate(parts, start=1):
+            # A step may hold questions alone, of a conversation that was cut.
+            self._loss_sum += self.engine.accumulate(part, max(1, targets), last=number == len(parts))
+        self._gradient_norm = self.engine.step(learning_rate(self.recipe, state.step))
         state.step += 1
         state.sequence += step.count
         state.tokens += targets
         state.loss_tokens += targets
-        state.loss_read += batch[0].numel()
+        state.loss_read += step.count * step.seq_len
         self._seq_len = step.seq_len
+
+    def _parts(self, step: Step) -> list[Batch]:
+        """This process' share of a step, in batches: as many in every process, so some may have no target."""
+        ranks = self.processes.ranks
+        share = step.share(self.processes.rank, ranks)
+        parts: list[Batch] = []
+        if share.count:
+            parts = list(_split(self.outside.batches(share.first, share.count), step.at_once))
+        largest = -(-step.count // ranks)
+        missing = -(-largest // step.at_once) - len(parts)
+        return parts + [empty_batch(step.seq_len)] * missing
+
+    def _told_to_stop(self) -> bool:
+        return bool(self.processes.sum(torch.tensor(int(self.outside.stop()))))
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.recipe.num_steps
@@ -119,8 +123,7 @@ class Loop:
     def _line(self, start: float) -> dict[str, Any]:
         """Figures since the line before; waits for the device."""
         state, meter = self.state, self.meter
-        self._check_finite()
-        loss = self._loss_sum.item() / max(1, state.loss_tokens)
+        loss = self._checked_loss() / max(1, state.loss_tokens)
         seconds = state.loss_seconds + time.perf_counter() - start
         state.seconds += seconds
         tokens_per_second = state.loss_read / seconds
@@ -142,21 +145,31 @@ class Loop:
     def _validate(self) -> float:
         assert self.outside.validate is not None
         value = self.outside.validate()
-        self._check_finite(value)
+        self._checked_loss(value)
         return value
 
     def _save(self) -> None:
-        self._check_finite()
-        self.state.loss_sum = self._loss_sum.item()
+        self.state.loss_sum = self._checked_loss()
         self.outside.save(self.state)
 
-    def _check_finite(self, *others: float) -> None:
-        """The norm of the last gradient is finite only if all weights before were."""
-        if not all(map(math.isfinite, (self._loss_sum.item(), self._gradient_norm.item(), *others))):
+    def _checked_loss(self, *others: float) -> float:
+        """The sum of the losses of all processes since the last line of metrics.
+
+        Raises:
+            AndromedaError: it is no number; nor is the norm of the last gradient if some weight before was none.
+        """
+        loss = self.processes.sum(self._loss_sum.cpu()).item()
+        if not all(map(math.isfinite, (loss, self._gradient_norm.item(), *others))):
             raise AndromedaError(
                 f"training: at step {self.state.step} the loss or its gradient is no number any more, so it stops and "
                 "keeps the checkpoints it has; lower learning_rate, or raise warmup_steps"
             )
+        return loss
+
+
+def empty_batch(seq_len: int) -> Batch:
+    """A sequence with nothing to learn, for a process that has none left where others compute together."""
+    return torch.zeros(1, seq_len, dtype=torch.int64), torch.full((1, seq_len), IGNORED), None
 
 
 def _split(batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

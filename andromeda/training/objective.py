@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from andromeda.model import Andromeda
 
@@ -15,8 +15,10 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 Objective = Callable[[Batch], Tensor]  # -> (B, T) nats, 0 where there is no target
 
 
-class NextToken:
+class NextToken(nn.Module):
     """Cross-entropy of each target, in nats: float32, from activations in the given precision.
+
+    A module, so that what spreads a model over processes can be put around all that a step computes.
 
     Args:
         model: its weights are float32.
@@ -24,23 +26,24 @@ class NextToken:
     """
 
     def __init__(self, model: Andromeda, device: torch.device, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
         self.model, self.device, self.precision = model, device, precision
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         ids, targets, documents = (None if x is None else x.to(self.device, non_blocking=True) for x in batch)
         assert ids is not None and targets is not None
         lower = self.precision is not torch.float32
         with torch.autocast(self.device.type, self.precision if lower else torch.bfloat16, enabled=lower):
-            return self.model.token_losses(ids, targets, documents=documents)
+            losses = self.model.token_losses(ids, targets, documents=documents)
+        return losses.clone()  # no view: FSDP hangs its gathering on the output
 
 
-def bits_per_byte(objective: Objective, batches: Iterable[Batch], num_bytes: int) -> float:
-    """How many bits the text costs, a byte of UTF-8.
+def total_nats(objective: Objective, batches: Iterable[Batch]) -> Tensor:
+    """() float64: what all targets cost together."""
+    with torch.no_grad():  # inference mode would keep FSDP from gathering weights
+        return sum((objective(batch).double().sum() for batch in batches), start=torch.zeros((), dtype=torch.float64))
 
-    Args:
-        batches: together they predict each token of the text once.
-        num_bytes: of the text.
-    """
-    with torch.inference_mode():
-        nats = sum((objective(batch).double().sum() for batch in batches), start=torch.zeros((), dtype=torch.float64))
-    return float(nats) / math.log(2) / num_bytes
+
+def bits_per_byte(nats: float, num_bytes: int) -> float:
+    """How many bits a text costs, a byte of UTF-8, whose tokens cost so many nats together."""
+    return nats / math.log(2) / num_bytes

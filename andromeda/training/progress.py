@@ -20,6 +20,14 @@ class Progress(Protocol):
         """A line of metrics."""
 
 
+class Silent:
+    """Of a process that does not speak."""
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, values: dict[str, Any]) -> None: ...
+
+
 @contextmanager
 def show_progress(steps: int, done: int, console: Console) -> Iterator[Progress]:
     """Progress from step `done` to `steps`."""

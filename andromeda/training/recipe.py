@@ -21,6 +21,7 @@ from andromeda.errors import AndromedaError
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
+EngineName = Literal["ddp", "fsdp"]
 Scalar = int | float | bool | str | None
 
 ModelKeys = dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
@@ -86,6 +87,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = 1.0  # of the whole gradient
     precision: Precision = "float32"  # of activations; weights and optimizer are float32
+    engine: EngineName = "ddp"  # of several processes: each has all weights; fsdp: each has a part of them
     seed: int = 0
 
     log_every: int = 10  # steps; so are the next two
@@ -321,7 +323,7 @@ WRONG_TYPE = re.compile(
 def _one_line(message: str) -> str:
     """What YAML or jsonargparse says, in a reader's words."""
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
-    for choices in (Schedule, Precision, OptimizerName):
+    for choices in (Schedule, Precision, OptimizerName, EngineName):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(\w+)'>", r"\1", message))
     if wrong is None:

@@ -27,8 +27,9 @@ from andromeda.training.recipe import Recipe
 RECIPE = "recipe.yaml"
 # What may differ when a run goes on: how long it takes, where things lie, what is looked at meanwhile, and how much is
 # read at once: the position in the data is a number of sequences. That a build is still the same, its manifest says.
+# How processes share the work, too: a checkpoint has everything whole.
 FREE_KEYS = (
-    "output", "data.build", "steps", "batch_size", "accumulate",
+    "output", "data.build", "steps", "batch_size", "accumulate", "engine",
     "log_every", "validate_every", "save_every", "keep_last",
 )  # fmt: skip
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")

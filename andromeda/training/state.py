@@ -8,7 +8,7 @@ optimizer.safetensors   the optimizer's tensors as NAME_OF_PARAMETER/KEY, and th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,22 @@ class TrainingState:
     data_key: str = ""  # fingerprint of the training data; of a build, the SHA-256 of its manifest
 
 
-def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes `training/` into a checkpoint that is being made."""
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer holds, as NAME_OF_PARAMETER/KEY."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in _named(model, optimizer):
         for key, value in optimizer.state[parameter].items():
             tensors |= to_plain(f"{name}/{key}", value)
-    tensors[f"{RANDOM}/cpu"] = torch.get_rng_state()
+    return tensors
+
+
+def save_state(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `training/`, with the optimizer's tensors, into a checkpoint that is being made."""
+    random = {f"{RANDOM}/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors[f"{RANDOM}/cuda"] = torch.cuda.get_rng_state()
+        random[f"{RANDOM}/cuda"] = torch.cuda.get_rng_state()
     (folder / FOLDER).mkdir()
-    save_tensors(folder / FOLDER / TENSORS, tensors)
+    save_tensors(folder / FOLDER / TENSORS, {**tensors, **random})
     (folder / FOLDER / COUNTS).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
 
@@ -78,8 +83,16 @@ def load_counts(checkpoint: Path) -> TrainingState:
     return state
 
 
-def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    spread: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> None:
     """Puts the optimizer and the random generators where they were.
+
+    Args:
+        spread: (tensor, its parameter) -> the part of it that this process holds; None: all of it.
 
     Raises:
         AndromedaError: the tensors belong to another model, or a package that they need is not installed.
@@ -94,6 +107,9 @@ def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.op
         what = "lacks" if name not in held else "has, beyond the model's,"
         raise AndromedaError(f"{FOLDER}/{TENSORS}: {what} the parameter {name!r}; it belongs to another model")
     state = {index: from_plain(held[name]) for index, name in enumerate(parameters)}
+    if spread is not None:
+        for index, (_, owner) in enumerate(_named(model, optimizer)):
+            state[index] = {key: spread(value, owner) for key, value in state[index].items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if "cpu" in generators:
         torch.set_rng_state(generators["cpu"])

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED, Andromeda
+from andromeda.training.engines import Engine
 from andromeda.training.loop import Loop, Outside
 from andromeda.training.metrics import TIMINGS, Meter
-from andromeda.training.objective import Batch, NextToken
+from andromeda.training.objective import Batch
 from andromeda.training.optimizer import build_optimizer, learning_rate
+from andromeda.training.processes import Processes
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
@@ -33,7 +35,7 @@ def sequences(first: int, count: int) -> Batch:
         rows.append(row)
     ids = torch.stack(rows)
     targets = ids[:, 1:].clone()
-    targets[::3, 4:] = IGNORED
+    targets[torch.arange(first, first + count) % 3 == 0, 4:] = IGNORED
     return ids[:, :-1], targets, (torch.arange(16) >= 5).long().expand(count, 16)
 
 
@@ -50,7 +52,8 @@ class Run:
 
     def __init__(self, model: Andromeda, recipe: Recipe, start: Run | None = None, **outside: Any) -> None:
         self.model = copy.deepcopy(model if start is None else start.saved[-1][0])
-        self.optimizer = build_optimizer(self.model, recipe)
+        self.engine = Engine(recipe, self.model, Processes(0, 1, torch.device("cpu")))
+        self.optimizer = self.engine.optimizer
         state = TrainingState()
         if start is not None:
             self.optimizer.load_state_dict(copy.deepcopy(start.saved[-1][1]))
@@ -60,11 +63,8 @@ class Run:
         calls: dict[str, Any] = {
             "batches": sequences, "validate": None, "save": self.save, "log": self.lines.append, "stop": lambda: False,
         }  # fmt: skip
-        objective = NextToken(self.model, torch.device("cpu"))
         steps = Steps((ENDLESS,), (16,), recipe.batch_size, recipe.accumulate)
-        self.loop = Loop(
-            recipe, self.model, self.optimizer, objective, state, steps, METER, Outside(**{**calls, **outside})
-        )
+        self.loop = Loop(recipe, self.engine, state, steps, METER, Outside(**{**calls, **outside}))
 
     def save(self, state: TrainingState) -> None:
         self.saved.append((copy.deepcopy(self.model), copy.deepcopy(self.optimizer.state_dict()), copy.copy(state)))

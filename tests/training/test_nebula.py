@@ -91,7 +91,10 @@ class TestFormulas:
         logits, target = learning(4, 3), whole(2, 4, 3).bool()
         found = MultiLabel()(logits, target)
         for i in range(4):
-            terms = [-math.log(1 / (1 + math.exp(-x if y else x))) for x, y in zip(logits[i].tolist(), target[i], strict=True)]
+            terms = [
+                -math.log(1 / (1 + math.exp(-x if y else x)))
+                for x, y in zip(logits[i].tolist(), target[i], strict=True)
+            ]
             assert found[i].item() == pytest.approx(sum(terms) / 3)
         assert torch.autograd.gradcheck(lambda x: MultiLabel()(x, target), logits)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from andromeda.model import IGNORED, Andromeda
-from andromeda.training.objective import Batch, NextToken, bits_per_byte
+from andromeda.training.objective import Batch, NextToken, bits_per_byte, total_nats
 
 CPU = torch.device("cpu")
 
@@ -40,14 +40,18 @@ def test_bits_per_byte_by_hand(model: Andromeda, batch: Batch) -> None:
                 bits -= math.log2(probabilities[row, column, targets[row, column]].item())
     first = (ids[:2], targets[:2], None if documents is None else documents[:2])
     last = (ids[2:], targets[2:], None if documents is None else documents[2:])
-    assert bits_per_byte(NextToken(model, CPU), [first, last], num_bytes=70) == pytest.approx(bits / 70, rel=1e-6)
+    assert bits_per_byte(total_nats(NextToken(model, CPU), [first, last]).item(), num_bytes=70) == pytest.approx(
+        bits / 70, rel=1e-6
+    )
 
 
 def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(model: Andromeda, batch: Batch) -> None:
     with torch.no_grad():
         model.output_weight.zero_()
     targets = int((batch[1] != IGNORED).sum())
-    assert bits_per_byte(NextToken(model, CPU), [batch], num_bytes=targets) == pytest.approx(6.0)  # log2(64)
+    assert bits_per_byte(total_nats(NextToken(model, CPU), [batch]).item(), num_bytes=targets) == pytest.approx(
+        6.0
+    )  # log2(64)
 
 
 def test_bfloat16_is_finite_and_close(model: Andromeda, batch: Batch) -> None:

@@ -17,7 +17,7 @@ from andromeda.tensorfile import load_tensors, save_tensors
 from andromeda.training.adamw8bit import PARTS, to_plain
 from andromeda.training.optimizer import build_optimizer
 from andromeda.training.recipe import OptimizerName, Recipe
-from andromeda.training.state import TrainingState, load_state, restore, save_state
+from andromeda.training.state import TrainingState, load_state, optimizer_tensors, restore, save_state
 
 STATE = TrainingState(
     step=3, sequence=96, tokens=1500, seconds=0.25, loss_sum=1 / 3, loss_tokens=7, loss_seconds=0.1, data_key="abc"
@@ -47,7 +47,7 @@ def test_optimizer_and_random_numbers_go_on_exactly(
 ) -> None:
     optimizer = build_optimizer(model, recipe(optimizer=name))
     stepped(model, optimizer, 2)
-    save_state(tmp_path, STATE, model, optimizer)
+    save_state(tmp_path, STATE, optimizer_tensors(model, optimizer))
     weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     saved = {key: tensor.clone() for key, tensor in held(model, optimizer).items()}
     expected = stepped(model, optimizer, 2)
@@ -75,7 +75,7 @@ def test_moments_in_8_bits_are_stored_as_they_are_held(
 ) -> None:
     optimizer = build_optimizer(model, recipe(optimizer="adamw8bit"))
     stepped(model, optimizer, 1)
-    save_state(tmp_path, STATE, model, optimizer)
+    save_state(tmp_path, STATE, optimizer_tensors(model, optimizer))
     _, tensors = load_state(tmp_path)
     moment = "blocks.0.feed_forward.up.weight/exp_avg"
     assert {key for key in tensors if key.startswith(moment + ".")} == {f"{moment}.{part}" for part in PARTS}
@@ -91,7 +91,7 @@ def test_moments_in_8_bits_are_stored_as_they_are_held(
 def saved(model: Andromeda, recipe: Callable[..., Recipe], tmp_path: Path) -> Path:
     optimizer = build_optimizer(model, recipe())
     stepped(model, optimizer, 1)
-    save_state(tmp_path, STATE, model, optimizer)
+    save_state(tmp_path, STATE, optimizer_tensors(model, optimizer))
     return tmp_path
 
 

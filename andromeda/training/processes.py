@@ -1,0 +1,122 @@
+"""The processes of a run: one, or as many as torchrun or `accelerate launch` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from andromeda.errors import AndromedaError
+
+PATIENCE = timedelta(days=1)  # one process reads and tokenises while the others wait
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all.
+
+    Attributes:
+        rank: from 0. ranks: how many there are.
+        device: of this process.
+        control: the group in which they agree, on the CPU; None: there is one alone.
+    """
+
+    rank: int
+    ranks: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        """The one that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over all processes, of a small tensor on the CPU; it is left as it is."""
+        if self.control is None:
+            return values
+        total = values.clone()
+        with self._together():
+            dist.all_reduce(total, group=self.control)
+        return total
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.control is not None:
+            with self._together():
+                dist.barrier(group=self.control)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise AndromedaError(
+                f"process {self.rank} of {self.ranks}: another process is gone, so this one stops; what it said stands "
+                "above, and the same command goes on from the last checkpoint"
+            ) from error
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process runs the block before the others do."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+
+@contextmanager
+def join_processes() -> Iterator[Processes]:
+    """Those that the launcher's variables name; without them this process alone.
+
+    Raises:
+        AndromedaError: variables that are missing or no numbers, fewer GPUs than processes of this machine, or
+            processes that cannot reach each other.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return
+    rank, ranks, device = _number("RANK"), _number("WORLD_SIZE"), _device()
+    for name in VARIABLES:
+        if name not in os.environ:
+            raise AndromedaError(f"{name} is not set, but WORLD_SIZE is; start with torchrun or accelerate launch")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    except (RuntimeError, ValueError) as error:
+        raise AndromedaError(
+            f"process {rank} of {ranks} cannot join the others: {str(error).splitlines()[0]}"
+        ) from error
+    try:
+        yield Processes(rank, ranks, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+    finally:
+        dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = _number("LOCAL_RANK")
+    if local >= torch.cuda.device_count():
+        raise AndromedaError(
+            f"process {local} of this machine finds {torch.cuda.device_count()} GPUs; start one process a GPU, with "
+            "torchrun --nproc-per-node"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ.get(name, "0"))
+    except ValueError as error:
+        raise AndromedaError(f"{name}={os.environ[name]!r} must be a number; it is the launcher's to set") from error

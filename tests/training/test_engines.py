@@ -1,0 +1,173 @@
+"""Several processes compute what one does, whatever they share, and any of them goes on where another stopped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from andromeda.model import Andromeda
+from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.training.engines import build_engine
+from andromeda.training.loop import Loop, Outside
+from andromeda.training.metrics import training_flops_per_token
+from andromeda.training.processes import Processes
+from andromeda.training.progress import Silent
+from andromeda.training.recipe import DataRecipe, Recipe
+from andromeda.training.state import TrainingState
+from andromeda.training.steps import ENDLESS, Steps
+from tests.ranks import Ranks
+from tests.training.conftest import TINY
+from tests.training.test_loop import METER, sequences
+
+MUON = 2e-3  # tolerance: PyTorch's orthogonalises in bfloat16, so that a rounding may move a weight by so much
+CPU = torch.device("cpu")
+KEYS: dict[str, Any] = {
+    "steps": 6, "batch_size": 2, "accumulate": 3, "warmup_steps": 2, "learning_rate": 0.01, "log_every": 1,
+    "clip_norm": 0.5,
+}  # fmt: skip
+ENGINES = pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    pool = Ranks(2, tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()
+
+
+def run(
+    group: Any, keys: dict[str, Any], until: int, folder: str, goes_on: bool = False
+) -> tuple[list[dict[str, Any]], float]:
+    """Trains the tiny model to a step, from the folder's tensors if it goes on, and leaves them there.
+
+    Returns the lines of metrics, and the operations of a token as this process reckons them.
+    """
+    processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **{**KEYS, **keys})
+    torch.manual_seed(0)
+    model = Andromeda(TINY)
+    weights, tensors = Path(folder) / "weights", Path(folder) / "optimizer"
+    state = TrainingState()
+    if goes_on:
+        model.load_state_dict(load_tensors(weights)[0])
+        held = load_tensors(tensors)[0]
+        step, sequence, *_ = held.pop("random/counts").tolist()
+        state = TrainingState(step=step, sequence=sequence)
+    engine = build_engine(recipe, model, processes)
+    if goes_on:
+        engine.restore(held)
+    processes.wait()  # all have read what the first will write
+
+    def save(state: TrainingState) -> None:
+        mine, theirs = engine.weights(), engine.optimizer_tensors()
+        if processes.first:
+            save_tensors(weights, dict(mine))
+            save_tensors(tensors, {**theirs, "random/counts": torch.tensor([state.step, state.sequence])})
+
+    lines: list[dict[str, Any]] = []
+    outside = Outside(sequences, None, save, lines.append, lambda: state.step == until)
+    Loop(recipe, engine, state, Steps((ENDLESS,), (16,), recipe.batch_size, recipe.accumulate), METER, outside).run(
+        Silent()
+    )
+    with engine.whole():
+        return lines, training_flops_per_token(engine.model, 16)
+
+
+def tensors(folder: Path) -> Mapping[str, Tensor]:
+    return load_tensors(folder / "weights")[0] | load_tensors(folder / "optimizer")[0]
+
+
+def assert_close(folder: Path, other: Path, tolerance: float) -> None:
+    ours, theirs = tensors(folder), tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)
+
+
+def folders(tmp_path: Path, *names: str) -> list[Path]:
+    made = [tmp_path / name for name in names]
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"batch_size": 1, "accumulate": 1}, {"batch_size": 5, "accumulate": 1}, {"optimizer": "muon"}],
+    ids=["even", "one sequence for two", "uneven", "muon"],
+)
+def test_the_loss_curve_is_that_of_one_process(engine: str, keys: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+    one, two = folders(tmp_path, "one", "two")
+    expected, operations = run(None, keys, 6, str(one))
+    found = ranks(run, 2, {**keys, "engine": engine}, 6, str(two))
+    for lines, reckoned in found:
+        assert reckoned == pytest.approx(operations)
+        assert len(lines) == 6
+        for line, exact in zip(lines, expected, strict=True):
+            for key in ("step", "tokens", "loss", "gradient_norm", "learning_rate"):
+                assert line[key] == pytest.approx(exact[key], rel=1e-5), key
+    assert_close(two, one, MUON if keys.get("optimizer") == "muon" else 1e-4)
+
+
+@ENGINES
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_two_saved_one_goes_on_with_and_the_other_way_round(
+    engine: str, optimizer: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    whole, first, second = folders(tmp_path, "whole", "first", "second")
+    one: dict[str, Any] = {"optimizer": optimizer}
+    two = {**one, "engine": engine}
+    run(None, one, 6, str(whole))
+    ranks(run, 2, two, 3, str(first))
+    run(None, one, 6, str(first), True)
+    run(None, one, 3, str(second))
+    ranks(run, 2, two, 6, str(second), True)
+    for folder in (first, second):
+        assert_close(folder, whole, MUON if optimizer == "muon" else 1e-4)
+
+
+@ENGINES
+def test_stopped_and_resumed_it_is_the_same_bit_for_bit(engine: str, ranks: Ranks, tmp_path: Path) -> None:
+    whole, parts = folders(tmp_path, "whole", "parts")
+    ranks(run, 2, {"engine": engine}, 6, str(whole))
+    ranks(run, 2, {"engine": engine}, 2, str(parts))
+    ranks(run, 2, {"engine": engine}, 6, str(parts), True)
+    ours, theirs = tensors(parts), tensors(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def held(group: Any, engine: str) -> int:
+    """Numbers of weights that a process holds."""
+    processes = Processes(group.rank(), group.size(), CPU, group)
+    recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, engine=engine)  # type: ignore[arg-type]
+    built = build_engine(recipe, Andromeda(TINY), processes)
+    return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in built.model.parameters())
+
+
+def test_fsdp_shares_the_weights_out(ranks: Ranks) -> None:
+    total = TINY.num_parameters()
+    assert ranks(held, 2, "ddp") == [total, total]
+    parts = ranks(held, 2, "fsdp")
+    assert sum(parts) == total and max(parts) < 0.55 * total
+
+
+def asked_to_stop(group: Any) -> int:
+    """The second process alone is asked to, after its second step."""
+    processes = Processes(group.rank(), group.size(), CPU, group)
+    recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **KEYS)
+    state = TrainingState()
+    outside = Outside(sequences, None, lambda _: None, lambda _: None, lambda: group.rank() == 1 and state.step == 2)
+    engine = build_engine(recipe, copy.deepcopy(Andromeda(TINY)), processes)
+    Loop(recipe, engine, state, Steps((ENDLESS,), (16,), 2, 3), METER, outside).run(Silent())
+    return state.step
+
+
+def test_one_asked_to_stop_stops_all(ranks: Ranks) -> None:
+    assert ranks(asked_to_stop, 2) == [2, 2]
