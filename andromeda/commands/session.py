@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from andromeda.checkpoint import save_checkpoint
-from andromeda.commands.output import count, plain_console, plural, say
+from andromeda.checkpoint import load_checkpoint, save_checkpoint
+from andromeda.commands.output import count, plain_console, plural, say, warn
 from andromeda.commands.start import Start
 from andromeda.commands.training_data import TrainingData, build_data, check_text_key, text_data
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
 from andromeda.data.windows import validation_batches
+from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine, build_engine
 from andromeda.training.loop import Loop, Outside, empty_batch
@@ -36,7 +37,7 @@ from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent, show_progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.run import RunDirectory
-from andromeda.training.state import TrainingState, save_state
+from andromeda.training.state import TrainingState, load_state, save_state
 
 PLOT_SECONDS = 60.0  # between two drawings of the loss curve, while training goes on
 NO_PLOT = "no loss curve: matplotlib is not installed; pip install 'andromeda-lm[train]'"
@@ -87,7 +88,7 @@ class Session:
         self, log: Callable[[dict[str, Any]], object], save: Callable[[TrainingState], object], stop: Callable[[], bool]
     ) -> Loop:
         validate = None if self.validation is None else partial(self._validate, self.validation)
-        outside = Outside(self.data.batches, validate, save, log, stop)
+        outside = Outside(self.data.batches, validate, save, log, stop, self._go_back, warn)
         return Loop(self.recipe, self.engine, self.state, self.data.steps, self._meter(), outside)
 
     def _meter(self) -> Meter:
@@ -129,6 +130,18 @@ class Session:
         """Weights and the optimizer's tensors, which all processes give to the first."""
         return self.engine.weights(), self.engine.optimizer_tensors()
 
+    def _go_back(self) -> bool:
+        """To the newest checkpoint that is whole, in every process."""
+        for path in self.directory.checkpoints():
+            try:
+                weights, tensors = load_checkpoint(path).state_dict(), load_state(path)[1]
+            except AndromedaError:
+                continue
+            self.engine.take(weights)
+            self.engine.restore(tensors)
+            return True
+        return False
+
     def _save(self, metrics: MetricsFile, state: TrainingState) -> None:
         weights, tensors = self._gather()
 
@@ -137,8 +150,14 @@ class Session:
             save_state(folder, state, tensors)
 
         metrics.sync()
-        save_checkpoint(self.directory.checkpoint(state.step), self.engine.model, weights=weights, files=add)
-        self.directory.keep(self.recipe.keep_last)
+        try:
+            save_checkpoint(self.directory.checkpoint(state.step), self.engine.model, weights=weights, files=add)
+        except AndromedaError as error:
+            if self.recipe.failed_save == "stop" or state.step == self.recipe.num_steps:
+                raise
+            warn(f"{error}; training goes on")
+            return
+        self.directory.keep(self.recipe.keep_last, self.recipe.keep_best)
         if time.monotonic() - self._plotted > PLOT_SECONDS:
             self._plot()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
+from andromeda.training import guard
 from andromeda.training.engines import Engine
 from andromeda.training.metrics import Meter
 from andromeda.training.objective import Batch
@@ -33,6 +34,8 @@ class Outside:
         save: keeps the model, the optimizer and the state.
         log: takes a line of metrics.
         stop: whether this process is to stop after the step under way; all stop then.
+        go_back: puts weights and optimizer where the newest checkpoint has them; False: there is none.
+        warn: takes a line for whoever waits.
     """
 
     batches: Callable[[int, int], Batch]
@@ -40,6 +43,8 @@ class Outside:
     save: Callable[[TrainingState], object]
     log: Callable[[dict[str, Any]], object]
     stop: Callable[[], bool]
+    go_back: Callable[[], bool]
+    warn: Callable[[str], object]
 
 
 class Loop:
@@ -57,14 +62,14 @@ class Loop:
         # Of this process, and on the device, so that a step does not wait for it.
         before = state.loss_sum if self.processes.first else 0.0
         self._loss_sum = torch.tensor(before, dtype=torch.float64, device=self.processes.device)
-        self._gradient_norm = torch.zeros(())
         self._seq_len = steps.longest  # of the last step
 
     def run(self, progress: Progress) -> None:
         """Until the recipe's last step, or until asked to stop; ends with a checkpoint either way.
 
         Raises:
-            AndromedaError: the loss or the gradient is no number any more; nothing is saved then.
+            AndromedaError: step after step is refused (see `guard`), from the last checkpoint on too, or the validation
+                is no number; nothing is saved then.
         """
         recipe, state, saved_step = self.recipe, self.state, self.state.step
         while state.step < recipe.num_steps and not self._told_to_stop():
@@ -80,10 +85,12 @@ class Loop:
             else:
                 state.loss_seconds += time.perf_counter() - start
             progress.advance(state.step)
-            if self._due(recipe.save_every):
+            if self._due(recipe.save_every) and not state.refused:
                 self._save()
                 saved_step = state.step
-        if saved_step != state.step:
+        if state.refused and state.step == recipe.num_steps:
+            raise self._diverged()
+        if saved_step != state.step and not state.refused:  # else the steps since the last checkpoint are made again
             self._save()
 
     def step(self) -> None:
@@ -92,16 +99,44 @@ class Loop:
         parts = self._parts(step)
         mine = sum(int((targets != IGNORED).sum()) for _, targets, _ in parts)
         targets = int(self.processes.sum(torch.tensor(mine)))
+        loss = torch.zeros_like(self._loss_sum)
         for number, part in enumerate(parts, start=1):
             # A step may hold questions alone, of a conversation that was cut.
-            self._loss_sum += self.engine.accumulate(part, max(1, targets), last=number == len(parts))
-        self._gradient_norm = self.engine.step(learning_rate(self.recipe, state.step))
+            loss += self.engine.accumulate(part, max(1, targets), last=number == len(parts))
+        norm = self.engine.clip().item()
+        sound = guard.is_sound(norm, state.norms, self.recipe.spike)
+        if sound:
+            self.engine.move(learning_rate(self.recipe, state.step))
+            self._loss_sum += loss
+            state.tokens += targets
+            state.loss_tokens += targets
+            state.norms, state.refused, state.went_back = guard.remembered(norm, state.norms), 0, False
+        else:
+            self.engine.forget()
+            state.refused += 1
         state.step += 1
         state.sequence += step.count
-        state.tokens += targets
-        state.loss_tokens += targets
         state.loss_read += step.count * step.seq_len
         self._seq_len = step.seq_len
+        if not sound:
+            self._refuse(step, norm)
+
+    def _refuse(self, step: Step, norm: float) -> None:
+        """Says which sequences were left out, and goes back to a checkpoint after too many in a row."""
+        state, last = self.state, step.first + step.count - 1
+        size = f"{norm:.3g}" if math.isfinite(norm) else "no number"
+        self.outside.warn(
+            f"step {state.step}: the gradient of sequences {step.first} to {last} is {size}, so they are left out"
+        )
+        self.outside.log({
+            "step": state.step, "left_out": [step.first, last], "gradient_norm": norm if math.isfinite(norm) else None,
+        })  # fmt: skip
+        if state.refused < guard.PATIENCE:
+            return
+        if state.went_back or not self.outside.go_back():
+            raise self._diverged()
+        self.outside.warn(f"step {state.step}: weights and optimizer are back where the last checkpoint has them")
+        state.refused, state.went_back = 0, True
 
     def _parts(self, step: Step) -> list[Batch]:
         """This process' share of a step, in batches: as many in every process, so some may have no target."""
@@ -135,7 +170,7 @@ class Loop:
             "loss": loss,
             "train_bits_per_byte": loss / math.log(2) / meter.bytes_per_token,
             "learning_rate": learning_rate(self.recipe, state.step - 1),
-            "gradient_norm": self._gradient_norm.item(),
+            "gradient_norm": state.norms[-1] if state.norms else None,
             "seconds": state.seconds,
             "tokens_per_second": tokens_per_second,
             "flops_per_second": tokens_per_second * meter.flops_per_token(self._seq_len),
@@ -156,15 +191,18 @@ class Loop:
         """The sum of the losses of all processes since the last line of metrics.
 
         Raises:
-            AndromedaError: it is no number; nor is the norm of the last gradient if some weight before was none.
+            AndromedaError: it or one of the others is no number.
         """
         loss = self.processes.sum(self._loss_sum.cpu()).item()
-        if not all(map(math.isfinite, (loss, self._gradient_norm.item(), *others))):
-            raise AndromedaError(
-                f"training: at step {self.state.step} the loss or its gradient is no number any more, so it stops and "
-                "keeps the checkpoints it has; lower learning_rate, or raise warmup_steps"
-            )
+        if not all(map(math.isfinite, (loss, *others))):
+            raise self._diverged()
         return loss
+
+    def _diverged(self) -> AndromedaError:
+        return AndromedaError(
+            f"training: at step {self.state.step} the loss or its gradient is no number any more, or far too large, so "
+            "it stops and keeps the checkpoints it has; lower learning_rate, or raise warmup_steps"
+        )
 
 
 def empty_batch(seq_len: int) -> Batch:

@@ -20,6 +20,7 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path, title: str) -> bool
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    lines = [line for line in lines if "loss" in line]  # the others say what was left out
     validated = [line for line in lines if "validation_bits_per_byte" in line]
     train = [line["train_bits_per_byte"] for line in lines]
     axes.plot([line["tokens"] for line in lines], train, color="#8fa8c8", linewidth=0.8, label="training")

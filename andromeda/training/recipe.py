@@ -22,6 +22,7 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 EngineName = Literal["ddp", "fsdp"]
+FailedSave = Literal["stop", "go_on"]
 Scalar = int | float | bool | str | None
 
 ModelKeys = dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
@@ -86,6 +87,7 @@ class Recipe:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = 1.0  # of the whole gradient
+    spike: float | None = None  # a step whose gradient is so many times as large as usual is left out
     precision: Precision = "float32"  # of activations; weights and optimizer are float32
     engine: EngineName = "ddp"  # of several processes: each has all weights; fsdp: each has a part of them
     seed: int = 0
@@ -94,6 +96,8 @@ class Recipe:
     validate_every: int = 200
     save_every: int = 200
     keep_last: int = 2  # checkpoints
+    keep_best: bool = False  # that of the lowest validation too
+    failed_save: FailedSave = "stop"  # go_on: of a full disk, say, it is told, and training goes on
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep_last"):
@@ -112,6 +116,7 @@ class Recipe:
         _require(
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
         )
+        _require(self.spike is None or self.spike > 1, "spike", self.spike, "must be more than 1; null for none")
         if self.data.build is not None:
             self._check_build()
         elif not self.data.train_paths:
@@ -323,7 +328,7 @@ WRONG_TYPE = re.compile(
 def _one_line(message: str) -> str:
     """What YAML or jsonargparse says, in a reader's words."""
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
-    for choices in (Schedule, Precision, OptimizerName, EngineName):
+    for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(\w+)'>", r"\1", message))
     if wrong is None:

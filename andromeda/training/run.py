@@ -22,6 +22,7 @@ import yaml
 from andromeda.atomic import locked, replace_file
 from andromeda.checkpoint import RUN_CHECKPOINTS, run_checkpoints
 from andromeda.errors import AndromedaError
+from andromeda.training.metrics import read_metrics
 from andromeda.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
@@ -30,7 +31,7 @@ RECIPE = "recipe.yaml"
 # How processes share the work, too: a checkpoint has everything whole.
 FREE_KEYS = (
     "output", "data.build", "steps", "batch_size", "accumulate", "engine",
-    "log_every", "validate_every", "save_every", "keep_last",
+    "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save",
 )  # fmt: skip
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
 
@@ -83,9 +84,27 @@ class RunDirectory:
             )
         return None
 
-    def keep(self, last: int) -> None:
-        """Removes all checkpoints but the newest; one that is being removed is no checkpoint any more."""
+    def best(self) -> Path | None:
+        """The checkpoint whose step had the lowest validation; None: none was validated."""
+        validated = {
+            line["step"]: line["validation_bits_per_byte"]
+            for line in read_metrics(self.metrics)
+            if "validation_bits_per_byte" in line
+        }
+        kept = [step for step in validated if self.checkpoint(step) in self.checkpoints()]
+        return self.checkpoint(min(kept, key=validated.__getitem__)) if kept else None
+
+    def keep(self, last: int, best: bool = False) -> None:
+        """Removes all checkpoints but the newest; one that is being removed is no checkpoint any more.
+
+        Args:
+            last: how many of the newest stay.
+            best: the `best` one stays too.
+        """
+        spared = self.best() if best else None
         for path in self.checkpoints()[last:]:
+            if path == spared:
+                continue
             removed = path.with_name(f".{path.name}.removed")
             os.rename(path, removed)
             shutil.rmtree(removed)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 NOTICE = b"stopping after this step; once more to stop at once\n"
 
 
@@ -23,7 +24,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Takes SIGTERM and SIGINT (Ctrl-C), and says so on stderr. A second one stops at once. Only in the main thread."""
+    """Takes SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (a scheduler's notice), and says so on stderr.
+
+    A second one stops at once. Only in the main thread.
+    """
     request = StopRequest()
 
     def receive(number: int, _: FrameType | None) -> None:
@@ -33,7 +37,7 @@ def stop_request() -> Iterator[StopRequest]:
         with suppress(OSError, ValueError):  # stderr is closed, or no file
             os.write(sys.stderr.fileno(), NOTICE)  # print() must not be entered twice
 
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    before = {name: signal.getsignal(name) for name in SIGNALS}
     for name in before:
         signal.signal(name, receive)
     try:

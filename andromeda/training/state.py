@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class TrainingState:
     loss_tokens: int = 0
     loss_read: int = 0  # tokens that went through the model meanwhile: those that are not learned, and padding, too
     loss_seconds: float = 0.0
+    norms: list[float] = field(default_factory=list)  # of the gradients followed last
+    refused: int = 0  # steps in a row whose gradient was not followed
+    went_back: bool = False  # to a checkpoint, and followed no gradient since
     data_key: str = ""  # fingerprint of the training data; of a build, the SHA-256 of its manifest
 
 
@@ -78,7 +81,7 @@ def load_counts(checkpoint: Path) -> TrainingState:
     except (OSError, ValueError, TypeError) as error:
         raise AndromedaError(f"{path}: is not the state of a training run ({error})") from error
     for item in fields(state):
-        if type(getattr(state, item.name)) is not type(item.default):
+        if type(getattr(state, item.name)) is not type(getattr(TrainingState(), item.name)):
             raise AndromedaError(f"{path}: {item.name}={getattr(state, item.name)!r} is not of type {item.type}")
     return state
 
@@ -87,12 +90,12 @@ def restore(
     tensors: Mapping[str, Tensor],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    spread: Callable[[Tensor, Tensor], Tensor] | None = None,
+    part: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
     """Puts the optimizer and the random generators where they were.
 
     Args:
-        spread: (tensor, its parameter) -> the part of it that this process holds; None: all of it.
+        part: (tensor, its parameter) -> what this process holds of it; None: all of it.
 
     Raises:
         AndromedaError: the tensors belong to another model, or a package that they need is not installed.
@@ -107,9 +110,9 @@ def restore(
         what = "lacks" if name not in held else "has, beyond the model's,"
         raise AndromedaError(f"{FOLDER}/{TENSORS}: {what} the parameter {name!r}; it belongs to another model")
     state = {index: from_plain(held[name]) for index, name in enumerate(parameters)}
-    if spread is not None:
+    if part is not None:
         for index, (_, owner) in enumerate(_named(model, optimizer)):
-            state[index] = {key: spread(value, owner) for key, value in state[index].items()}
+            state[index] = {key: part(value, owner) for key, value in state[index].items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if "cpu" in generators:
         torch.set_rng_state(generators["cpu"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,14 +17,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from andromeda.checkpoint import load_checkpoint
+from andromeda.checkpoint import load_checkpoint, save_checkpoint
 from andromeda.commands import session
 from andromeda.commands.train import train
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors
 from andromeda.tokenizer import Tokenizer
+from andromeda.training.engines import Engine
 from andromeda.training.metrics import TIMINGS, read_metrics
 from andromeda.training.plot import plot_losses
 from andromeda.training.state import load_state
@@ -274,6 +277,69 @@ class CrashError(Exception):
     pass
 
 
+def test_it_goes_back_to_the_last_checkpoint_that_is_whole(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five steps in a row without a gradient: from step 4's weights on, with the data that comes next."""
+    original, forget, restore = Engine.clip, Engine.forget, Engine.restore
+    steps, back = 0, []
+
+    def clip(engine: Engine) -> Tensor:
+        norm = original(engine)
+        return norm * math.nan if steps in range(5, 10) else norm
+
+    def counted(engine: Engine) -> None:
+        nonlocal steps
+        steps += 1
+        forget(engine)
+
+    def restored(engine: Engine, tensors: dict[str, Tensor]) -> None:
+        restore(engine, tensors)
+        back.append({name: x.clone() for name, x in engine.model.state_dict().items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "clip", clip)
+        patch.setattr(Engine, "forget", counted)
+        patch.setattr(Engine, "restore", restored)
+        directory = run(recipe)
+    kept = load_checkpoint(directory / "checkpoints" / "step-00000004").state_dict()
+    assert len(back) == 1 and all(torch.equal(back[0][name], kept[name]) for name in kept)
+    assert "step 10: weights and optimizer are back where the last checkpoint has them" in capsys.readouterr().err
+    left_out = [line["left_out"] for line in read_metrics(directory / "metrics.jsonl") if "left_out" in line]
+    assert left_out == [[4 * step, 4 * step + 3] for step in range(5, 10)]
+
+
+def test_a_full_disk_stops_training_or_is_told(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(recipe, f"output={recipe.parent / 'whole'}")
+    save = save_checkpoint
+
+    def full(directory: Path, *args: Any, **kwargs: Any) -> None:
+        def fails(_: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        save(directory, *args, **{**kwargs, "files": fails} if directory.name.endswith("8") else kwargs)
+
+    monkeypatch.setattr(session, "save_checkpoint", full)
+    with pytest.raises(AndromedaError, match=r"step-00000008: cannot be written.*No space left.*unchanged"):
+        run(recipe)
+    output = recipe.parent / "goes-on"
+    run(recipe, f"output={output}", "failed_save=go_on")
+    assert "No space left on device; what was there before is unchanged" in capsys.readouterr().err
+    assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["step-00000004", "step-00000012"]
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        ours, theirs = (path / "checkpoints" / "step-00000012" / name for path in (output, whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_best_checkpoint_may_stay(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(session.Session, "_validate", lambda *_: next(values))
+    directory = run(recipe, "keep_best=true", "keep_last=1", "validate_every=3", "save_every=3")
+    assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == ["step-00000006", "step-00000012"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_crash_at_any_step_changes_nothing(recipe: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     def crash() -> None:
@@ -288,7 +354,7 @@ def test_a_crash_at_any_step_changes_nothing(recipe: Path, monkeypatch: pytest.M
     assert_same_run(run(recipe), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_stop_it_saves_and_goes_on_exactly(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:

@@ -71,7 +71,7 @@ def run(
             save_tensors(tensors, {**theirs, "random/counts": torch.tensor([state.step, state.sequence])})
 
     lines: list[dict[str, Any]] = []
-    outside = Outside(sequences, None, save, lines.append, lambda: state.step == until)
+    outside = Outside(sequences, None, save, lines.append, lambda: state.step == until, lambda: False, lambda _: None)
     Loop(recipe, engine, state, Steps((ENDLESS,), (16,), recipe.batch_size, recipe.accumulate), METER, outside).run(
         Silent()
     )
@@ -163,7 +163,9 @@ def asked_to_stop(group: Any) -> int:
     processes = Processes(group.rank(), group.size(), CPU, group)
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **KEYS)
     state = TrainingState()
-    outside = Outside(sequences, None, lambda _: None, lambda _: None, lambda: group.rank() == 1 and state.step == 2)
+    nothing: Any = lambda *_: None  # noqa: E731
+    stops = lambda: group.rank() == 1 and state.step == 2  # noqa: E731
+    outside = Outside(sequences, None, nothing, nothing, stops, nothing, nothing)
     engine = build_engine(recipe, copy.deepcopy(Andromeda(TINY)), processes)
     Loop(recipe, engine, state, Steps((ENDLESS,), (16,), 2, 3), METER, outside).run(Silent())
     return state.step

@@ -59,9 +59,11 @@ class Run:
             self.optimizer.load_state_dict(copy.deepcopy(start.saved[-1][1]))
             state = copy.copy(start.saved[-1][2])
         self.lines: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         self.saved: list[tuple[Andromeda, dict[str, Any], TrainingState]] = []
         calls: dict[str, Any] = {
             "batches": sequences, "validate": None, "save": self.save, "log": self.lines.append, "stop": lambda: False,
+            "go_back": lambda: False, "warn": self.warnings.append,
         }  # fmt: skip
         steps = Steps((ENDLESS,), (16,), recipe.batch_size, recipe.accumulate)
         self.loop = Loop(recipe, self.engine, state, steps, METER, Outside(**{**calls, **outside}))
@@ -170,7 +172,9 @@ def test_what_happens_when(model: Andromeda, recipe: MakeRecipe) -> None:
 
         return call
 
-    run.loop.outside = Outside(sequences, note("validate"), note("save"), note("log"), lambda: False)
+    run.loop.outside = Outside(
+        sequences, note("validate"), note("save"), note("log"), lambda: False, lambda: False, lambda _: None
+    )
     run.go()
     assert events == [
         ("log", 2), ("save", 3), ("validate", 4), ("log", 4), ("validate", 5), ("log", 5), ("save", 5),
@@ -185,11 +189,66 @@ def test_stopped_before_the_first_step_nothing_happens(model: Andromeda, recipe:
 def test_divergence_stops_without_saving(model: Andromeda, recipe: MakeRecipe) -> None:
     with torch.no_grad():
         model.output_weight[0, 0] = torch.inf
-    for keys in ({"log_every": 1}, {"save_every": 1}, {}):
+    for keys in ({"log_every": 1}, {"save_every": 1}, {}, {"steps": 3}):
         run = Run(model, recipe(batch_size=8, **keys))
-        with pytest.raises(AndromedaError, match=r"at step \d+ the loss or its gradient is no number any more.*lower"):
+        with pytest.raises(AndromedaError, match=r"at step [35] the loss or its gradient is no number any more.*lower"):
             run.go()
         assert run.saved == []
+
+
+class Disturbed(Run):
+    """Finds the gradients of some steps, counted from 1, to be of a norm that they are not."""
+
+    def __init__(self, model: Andromeda, recipe: Recipe, norms: dict[int, float], **outside: Any) -> None:
+        super().__init__(model, recipe, **outside)
+        clip = self.engine.clip
+        self.engine.clip = lambda: (  # type: ignore[method-assign]
+            clip() * 0 + norms[self.loop.state.step + 1] if self.loop.state.step + 1 in norms else clip()
+        )
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_step_whose_gradient_is_no_number_is_left_out(model: Andromeda, recipe: MakeRecipe, norm: float) -> None:
+    """As if its sequences had not been there; the schedule goes on."""
+    plan = recipe(steps=4, batch_size=2, log_every=1, save_every=1, schedule="constant", warmup_steps=0)
+    run = Disturbed(model, plan, {2: norm}).go()
+
+    def without(first: int, count: int) -> Batch:
+        return sequences(first if first < 2 else first + 2, count)
+
+    expected = Run(model, recipe(**{**vars(plan), "steps": 3}), batches=without).go()
+    assert all(torch.equal(a, b) for a, b in zip(run.weights(), expected.weights(), strict=True))
+    assert run.warnings == ["step 2: the gradient of sequences 2 to 3 is no number, so they are left out"]
+    assert run.lines[1] == {"step": 2, "left_out": [2, 3], "gradient_norm": None}
+    assert [state.step for _, _, state in run.saved] == [1, 3, 4]
+    assert run.loop.state.sequence == 8 and run.loop.state.tokens == expected.loop.state.tokens
+
+
+def test_a_spike_is_left_out_where_the_recipe_says_so(model: Andromeda, recipe: MakeRecipe) -> None:
+    plan = recipe(steps=24, batch_size=1, log_every=1, spike=50.0)
+    run = Disturbed(model, plan, {3: 1e6, 22: 1e6}).go()
+    assert run.warnings == ["step 22: the gradient of sequences 21 to 21 is 1e+06, so they are left out"]
+    assert not Disturbed(model, recipe(steps=24, batch_size=1), {22: 1e6}).go().warnings
+
+
+def test_after_five_in_a_row_it_goes_back_once(model: Andromeda, recipe: MakeRecipe) -> None:
+    plan = recipe(steps=12, batch_size=1, save_every=2, log_every=1)
+    called: list[int] = []
+
+    def go_back() -> bool:
+        called.append(run.loop.state.step)
+        return True
+
+    run = Disturbed(model, plan, dict.fromkeys(range(3, 8), math.nan), go_back=go_back)
+    run.go()
+    assert called == [7]
+    assert run.warnings[-1] == "step 7: weights and optimizer are back where the last checkpoint has them"
+    assert [state.step for _, _, state in run.saved] == [2, 8, 10, 12]
+
+    run = Disturbed(model, plan, dict.fromkeys(range(3, 13), math.nan), go_back=go_back)
+    with pytest.raises(AndromedaError, match="at step 12 the loss or its gradient"):
+        run.go()
+    assert called == [7, 7]
 
 
 def test_a_validation_that_is_no_number(model: Andromeda, recipe: MakeRecipe) -> None:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from andromeda.training.engines.single import Engine
-from andromeda.training.state import optimizer_tensors, restore
+from andromeda.training.state import optimizer_tensors
 
 
 class FSDP(Engine):
@@ -32,8 +32,8 @@ class FSDP(Engine):
         self.objective.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def step(self, learning_rate: float) -> Tensor:
-        return _gathered(super().step(learning_rate))
+    def clip(self) -> Tensor:
+        return _gathered(super().clip())
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -59,16 +59,11 @@ class FSDP(Engine):
                 kept[name] = whole.cpu()
         return kept
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        restore(tensors, self.model, self.optimizer, _spread)
+    def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:  # a count of steps, say
+            return tensor
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def _gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _spread(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This process' part of a tensor that lies like the parameter; numbers that are none stay."""
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
-        return tensor
-    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -55,13 +55,19 @@ class Engine:
         """Within it a batch runs forward and backward; behind the `last` one of a step gradients are exchanged."""
         return nullcontext()
 
-    def step(self, learning_rate: float) -> Tensor:
-        """Moves the weights. Returns the norm of the whole gradient, before it was clipped."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+    def clip(self) -> Tensor:
+        """Clips the gradient of a step. Returns the norm of all of it before."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+
+    def move(self, learning_rate: float) -> None:
+        """Moves the weights, and forgets the gradient."""
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -76,10 +82,20 @@ class Engine:
         """The optimizer's, likewise, under names that do not depend on the engine."""
         return optimizer_tensors(self.model, self.optimizer)
 
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts whole weights, given to every process, in place of the model's."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self.part(weights[name], parameter))
+
+    def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002 - for engines that share weights out
+        """What this process holds of a whole tensor that belongs to a parameter."""
+        return tensor
+
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up what `optimizer_tensors` gave, of any engine and number of processes.
 
         Raises:
             AndromedaError: the tensors belong to another model or optimizer.
         """
-        restore(tensors, self.model, self.optimizer)
+        restore(tensors, self.model, self.optimizer, self.part)
