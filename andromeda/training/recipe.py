@@ -117,6 +117,10 @@ class Recipe:
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
         )
         _require(self.spike is None or self.spike > 1, "spike", self.spike, "must be more than 1; null for none")
+        _require(
+            self.engine != "fsdp" or self.optimizer != "adamw8bit",
+            "optimizer", self.optimizer, "cannot be gathered from engine='fsdp' yet; take adamw, or engine='ddp'",
+        )  # fmt: skip
         if self.data.build is not None:
             self._check_build()
         elif not self.data.train_paths:

@@ -91,6 +91,9 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("data.packed_documents=3", r"data\.packed_documents: must be true or false; got '3'"),
         ("betas=[1]", r"betas: must be a list of two numbers; got '\[1\]'"),
         ("schedule=linear", r"poems\.yaml: schedule: must be one of cosine, wsd, constant; got 'linear'"),
+        ("engine=zero3", r"engine: must be one of ddp, fsdp; got 'zero3'"),
+        ("failed_save=no", r"failed_save: must be one of stop, go_on; got 'no'"),
+        ("spike=1", r"spike=1\.0 must be more than 1; null for none"),
         ("optimizer=sgd", r"optimizer: must be one of adamw, adamw8bit, muon; got 'sgd'"),
         ("precision=float16", r"precision: must be one of float32, bfloat16; got 'float16'"),
         ("data=3", r"poems\.yaml: .*data"),
@@ -121,6 +124,12 @@ def test_mistakes_in_one_line(path: Path, override: str, message: str) -> None:
     with pytest.raises(AndromedaError, match=message) as raised:
         read_recipe(path, [override])
     assert "\n" not in str(raised.value)
+
+
+def test_moments_in_eight_bits_do_not_go_with_shared_weights(path: Path) -> None:
+    assert read_recipe(path, ["optimizer=adamw8bit"]).engine == "ddp"
+    with pytest.raises(AndromedaError, match=r"optimizer='adamw8bit' cannot be gathered from engine='fsdp' yet"):
+        read_recipe(path, ["optimizer=adamw8bit", "engine=fsdp"])
 
 
 BUILD = "model: {preset: nano, dim: 64}\ndata: {build: build/small, validation: c.txt}\n"
