@@ -11,6 +11,7 @@ changes less than the clock on the wall.
 
     python benchmarks/data.py --json data.json                         # on a corpus made from a seed
     python benchmarks/data.py --corpus poems.jsonl.xz --peers PYTHON --json data.json
+    python benchmarks/data.py --corpus code.jsonl.xz --no-gopher --peers PYTHON --json data.json
     python benchmarks/data.py --check                                  # tiny, ours alone
 
 The peers may live in an environment of their own, whose interpreter --peers names; what it needs, data_peers.py says.
@@ -38,7 +39,7 @@ from andromeda.tokenizer import Tokenizer
 
 PEERS = Path(__file__).with_name("data_peers.py")
 RULES = """
-clean: {gopher: {}, repetition: {}, redact: [emails, addresses]}
+clean: {%sredact: [emails, addresses]}
 dedup: near
 """
 SPEC = """
@@ -105,6 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, nargs="*", default=[], help=".jsonl or .jsonl.xz with a `text`")
     parser.add_argument("--megabytes", type=float, default=24, help="of text that is only tokenised; 0: leave it out")
     parser.add_argument("--all-megabytes", type=float, default=8, help="of text that goes through all steps")
+    parser.add_argument("--no-gopher", action="store_true", help="leave Gopher's rules out, which keep no code")
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", default=sys.executable, help="an interpreter that has the peers")
@@ -169,7 +171,7 @@ def raced(
     for repeat in range(1 if options.check else options.repeats):
         for contender in contenders:
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                run = ran(contender, folder / contender.steps, Path(out), tokenizer, options.peers)
+                run = ran(contender, folder / contender.steps, Path(out), tokenizer, options)
             runs[contender].append(run)
             rows = [row(one, found, num_bytes[one.steps] / 1e6) for one, found in runs.items() if found]
             if options.json:
@@ -178,16 +180,18 @@ def raced(
     return rows
 
 
-def ran(contender: Contender, made: Path, out: Path, tokenizer: Path, python: str) -> Run:
-    ours = contender.name == "ours"
+def ran(contender: Contender, made: Path, out: Path, tokenizer: Path, options: argparse.Namespace) -> Run:
+    ours, every = contender.name == "ours", contender.steps == "all"
     workers = ["--workers", str(contender.workers)]
     if ours:
         spec = out / "spec.yaml"
-        spec.write_text(SPEC.format(tokenizer=tokenizer, rules=RULES if contender.steps == "all" else ""))
+        rules = RULES % ("" if options.no_gopher else "gopher: {}, repetition: {}, ") if every else ""
+        spec.write_text(SPEC.format(tokenizer=tokenizer, rules=rules))
         command = [sys.executable, __file__, "--build", spec, made, out / "build", *workers]
     else:
         file = tokenizer / "tokenizer.json"
-        command = [python, PEERS, contender.name, made, out, "--tokenizer", file, *workers, *contender.flags]
+        flags = ["--steps", "no-gopher"] if every and options.no_gopher else contender.flags
+        command = [options.peers, PEERS, contender.name, made, out, "--tokenizer", file, *workers, *flags]
     before, began = cpu(), time.perf_counter()
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     wall, used = time.perf_counter() - began, cpu() - before

@@ -1,6 +1,6 @@
 """The peers of benchmarks/data.py, each in a process of its own: this file imports nothing of Andromeda.
 
-    python benchmarks/data_peers.py datatrove CORPUS OUT --tokenizer tokenizer.json --workers 2 [--steps all|tokens]
+    python benchmarks/data_peers.py datatrove CORPUS OUT --tokenizer tokenizer.json --workers 2 [--steps STEPS]
     python benchmarks/data_peers.py prepare CORPUS OUT --tokenizer tokenizer.json --workers 2 [--batched]
 
 CORPUS is a folder of JSON lines with a `text`. The last line of the output is JSON: documents and tokens written.
@@ -29,17 +29,19 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", required=True, help="a tokenizer.json")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--steps", choices=["all", "tokens"], default="all", help="of datatrove's pipeline")
+    parser.add_argument(
+        "--steps", choices=["all", "no-gopher", "tokens"], default="all", help="of datatrove's pipeline"
+    )
     parser.add_argument("--batched", action="store_true", help="a thousand texts at a time, not one by one")
     options = parser.parse_args()
     if options.peer == "datatrove":
-        found = datatrove(options.corpus, options.out, options.tokenizer, options.workers, options.steps == "all")
+        found = datatrove(options.corpus, options.out, options.tokenizer, options.workers, options.steps)
     else:
         found = prepare(options.corpus, options.out, options.tokenizer, options.workers, options.batched)
     print(json.dumps(found))
 
 
-def datatrove(corpus: Path, out: Path, tokenizer: str, workers: int, every: bool) -> dict[str, int]:
+def datatrove(corpus: Path, out: Path, tokenizer: str, workers: int, steps: str) -> dict[str, int]:
     """Its own steps in its own order: cleaned texts and signatures are written, then buckets, clusters, tokens."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its workers are the processes
     from datatrove.executor import LocalPipelineExecutor
@@ -59,21 +61,21 @@ def datatrove(corpus: Path, out: Path, tokenizer: str, workers: int, every: bool
 
     tasks = len(list(corpus.iterdir()))
 
-    def run(stage: str, steps: list[Any], tasks: int) -> None:
+    def run(stage: str, blocks: list[Any], tasks: int) -> None:
         LocalPipelineExecutor(
-            pipeline=steps, tasks=tasks, workers=workers, logging_dir=str(out / "logs" / stage), start_method="fork"
+            pipeline=blocks, tasks=tasks, workers=workers, logging_dir=str(out / "logs" / stage), start_method="fork"
         ).run()
 
     def folder(name: str) -> str:
         return str(out / name)
 
     written = DocumentTokenizer(folder("tokens"), tokenizer, eos_token=EOS, shuffle_documents=False)
-    if not every:
+    if steps == "tokens":
         run("tokens", [JsonlReader(str(corpus)), written], tasks)
         return counted(out / "tokens")
     config = MinhashConfig(hash_config=HashConfig(precision=64))
     repair = FTFYFormatter(unescape_html=False, remove_terminal_escapes=False, normalization="NFC")
-    rules = [GopherRepetitionFilter(), GopherQualityFilter(max_doc_words=None)]
+    rules = [] if steps == "no-gopher" else [GopherRepetitionFilter(), GopherQualityFilter(max_doc_words=None)]
     cleaned = JsonlWriter(folder("clean"), compression=None)
     clean = [JsonlReader(str(corpus)), repair, *rules, PIIFormatter(), cleaned]
     run("clean", [*clean, MinhashDedupSignature(folder("signatures"), config)], tasks)
