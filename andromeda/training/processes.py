@@ -15,7 +15,7 @@ from torch import Tensor
 
 from andromeda.errors import AndromedaError
 
-PATIENCE = timedelta(days=1)  # one process reads and tokenises while the others wait
+PATIENCE = timedelta(days=1)  # one process reads and tokenises while the others wait; a dead one is noticed at once
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -26,7 +26,7 @@ class Processes:
     Attributes:
         rank: from 0. ranks: how many there are.
         device: of this process.
-        control: the group in which they agree, on the CPU; None: there is one alone.
+        control: the group in which they agree, by tensors on the CPU; None: there is one alone.
     """
 
     rank: int
@@ -92,12 +92,13 @@ def join_processes() -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise AndromedaError(
             f"process {rank} of {ranks} cannot join the others: {str(error).splitlines()[0]}"
         ) from error
     try:
-        yield Processes(rank, ranks, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+        yield Processes(rank, ranks, device, control)
     finally:
         dist.destroy_process_group()
 

@@ -86,7 +86,7 @@ def kill_some(recipe: Path, engine: str, kills: int, seed: int) -> None:
     seconds = time.monotonic() - begin
     done = 0
     while done < kills:
-        launched = torchrun(recipe, f"output={killed}", *keys, restarts=kills)
+        launched = torchrun(recipe, f"output={killed}", *keys, restarts=kills + 2)
         for wait in waits(moments, seconds):
             time.sleep(wait)
             living = ranks_of(launched)
@@ -107,6 +107,7 @@ def waits(moments: random.Random, seconds: float) -> Iterator[float]:
         yield moments.uniform(0.3, 1.0) * seconds
 
 
+@pytest.mark.slow
 def test_kill_9_of_one(recipe: Path) -> None:
     kill_some(recipe, "fsdp", 1, seed=0)
 
