@@ -17,6 +17,31 @@ from andromeda.training.loop import Loop
 from andromeda.training.metrics import TIMINGS, read_metrics
 
 ROOT = Path(__file__).parents[2]
+VERSE = (ROOT / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
+RECIPE = """
+model: {preset: nano, dim: 32, depth: 2, heads: 4, alibi_num_heads: 2, dim_head: 8, max_seq_len: 16}
+tokenizer: {vocab_size: 300}
+data: {train: FOLDER/train.jsonl, validation: FOLDER/validation.txt}
+output: FOLDER/run
+steps: 12
+batch_size: 2
+accumulate: 2
+learning_rate: 0.01
+warmup_steps: 3
+log_every: 2
+validate_every: 5
+save_every: 4
+"""
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe, and the text it trains on, small enough for a test; its run is FOLDER/run."""
+    poems = VERSE.split("\n\n\n")[:12]
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": poem}) + "\n" for poem in poems))
+    (folder / "validation.txt").write_text(VERSE[-1200:])
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.replace("FOLDER", str(folder)))
+    return path
 
 
 def untimed(directory: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import random
@@ -30,35 +29,10 @@ from andromeda.training.engines import Engine
 from andromeda.training.metrics import TIMINGS, read_metrics
 from andromeda.training.plot import plot_losses
 from andromeda.training.state import load_state
-from tests.commands.runs import assert_same_run, at_step, kill_and_compare, refused, snapshot
+from tests.commands.runs import VERSE, assert_same_run, at_step, kill_and_compare, refused, snapshot
 
 ROOT = Path(__file__).parents[2]
-VERSE = (ROOT / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
-RECIPE = """
-model: {preset: nano, dim: 32, depth: 2, heads: 4, alibi_num_heads: 2, dim_head: 8, max_seq_len: 16}
-tokenizer: {vocab_size: 300}
-data: {train: FOLDER/train.jsonl, validation: FOLDER/validation.txt}
-output: FOLDER/run
-steps: 12
-batch_size: 2
-accumulate: 2
-learning_rate: 0.01
-warmup_steps: 3
-log_every: 2
-validate_every: 5
-save_every: 4
-"""
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    poems = VERSE.split("\n\n\n")[:12]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": poem}) + "\n" for poem in poems))
-    (tmp_path / "validation.txt").write_text(VERSE[-1200:])
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.replace("FOLDER", str(tmp_path)))
-    return path
 
 
 def run(recipe: Path, *overrides: str) -> Path:

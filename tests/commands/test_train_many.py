@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -17,20 +16,9 @@ import pytest
 
 from andromeda.commands.train import train
 from tests.commands.runs import ROOT, assert_same_run, untimed
-from tests.commands.test_train import RECIPE, VERSE
 
 ENGINES = ["ddp", "fsdp"]
 PATIENCE = 240  # seconds
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    poems = VERSE.split("\n\n\n")[:12]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": poem}) + "\n" for poem in poems))
-    (tmp_path / "validation.txt").write_text(VERSE[-1200:])
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.replace("FOLDER", str(tmp_path)))
-    return path
 
 
 def torchrun(recipe: Path, *overrides: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
