@@ -11,11 +11,7 @@ __all__ = ["Engine", "build_engine"]
 
 
 def build_engine(recipe: Recipe, model: Andromeda, processes: Processes) -> Engine:
-    """The recipe's, around a model that lies whole on the CPU, the same in every process.
-
-    Raises:
-        AndromedaError: an engine that does not go together with the optimizer, or a package that is not installed.
-    """
+    """The recipe's, around a model that lies whole on the CPU, the same in every process; one alone needs none."""
     if processes.ranks == 1:
         return Engine(recipe, model, processes)
     if recipe.engine == "fsdp":

@@ -40,9 +40,11 @@ class FSDP(Engine):
         modules = [module for module in self.objective.modules() if isinstance(module, FSDPModule)]
         for module in modules:
             module.unshard()
-        yield
-        for module in modules:
-            module.reshard()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.reshard()
 
     def weights(self) -> Mapping[str, Tensor]:
         return self._kept(self.model.state_dict())
