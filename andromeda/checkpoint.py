@@ -133,6 +133,16 @@ def resolve(directory: str | Path) -> Path:
     return newest
 
 
+def tokenizer_path(path: str | Path) -> Path:
+    """Where the tokenizer lies that a path stands for: a tokenizer's own, a model's, or a training run's.
+
+    Raises:
+        AndromedaError: a training run that has saved no checkpoint yet.
+    """
+    path = Path(path)
+    return resolve(path) if path.is_dir() and not (path / "tokenizer.json").exists() else path
+
+
 def run_checkpoints(run: Path) -> list[Path]:
     """Where the checkpoints of a training run lie, the newest first, whole or not."""
     folder = run / RUN_CHECKPOINTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, save_checkpoint
 from andromeda.commands.output import count, plain_console, plural, say, warn
+from andromeda.commands.reference import set_reference
 from andromeda.commands.start import Start
-from andromeda.commands.training_data import TrainingData, build_data, check_text_key, text_data
+from andromeda.commands.training_data import TrainingData, build_data, check_text_key, pairs_data, text_data
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
 from andromeda.data.windows import validation_batches
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine, build_engine
-from andromeda.training.loop import Loop, Outside, empty_batch
+from andromeda.training.loop import Loop, Outside, in_turns
 from andromeda.training.metrics import (
     Meter,
     MetricsFile,
@@ -31,13 +32,14 @@ from andromeda.training.metrics import (
     read_metrics,
     training_flops_per_token,
 )
-from andromeda.training.objective import Batch, bits_per_byte, total_nats
+from andromeda.training.objective import bits_per_byte, total_nats
 from andromeda.training.plot import plot_losses
+from andromeda.training.preference import Preferences, save_reference
 from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent, show_progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.run import RunDirectory
-from andromeda.training.state import TrainingState, load_state, save_state
+from andromeda.training.state import FOLDER, TrainingState, load_state, save_state
 
 PLOT_SECONDS = 60.0  # between two drawings of the loss curve, while training goes on
 NO_PLOT = "no loss curve: matplotlib is not installed; pip install 'andromeda-lm[train]'"
@@ -101,8 +103,9 @@ class Session:
         )
 
     def _flops_per_token(self, seq_len: int) -> float:
+        halves = 1 if self.data.pairs is None else 2  # of what the loop takes for a sequence
         with self.engine.whole():
-            return training_flops_per_token(self.engine.model, seq_len)
+            return training_flops_per_token(self.engine.model, seq_len // halves)
 
     def _validate(self, corpus: Corpus) -> float:
         """Bits per byte; processes take turns with the batches."""
@@ -113,18 +116,10 @@ class Session:
             end_of_text=self.tokenizer.eos_id,
             packed_documents=self.recipe.data.packed_documents,
         )
-        nats = total_nats(self.engine.objective, self._in_turns(batches))
+        mine = in_turns(batches, self.engine.processes, self.data.steps.longest)
+        with self.engine.evaluating():
+            nats = total_nats(self.engine.objective, mine)
         return bits_per_byte(self.engine.processes.sum(nats.cpu()).item(), corpus.num_bytes)
-
-    def _in_turns(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """This process' batches: as many in every process, so one at the end may be empty."""
-        rank, ranks = self.engine.processes.rank, self.engine.processes.ranks
-        number = -1
-        for number, batch in enumerate(batches):
-            if number % ranks == rank:
-                yield batch
-        if rank > number % ranks:
-            yield empty_batch(self.data.steps.longest)
 
     def _gather(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Weights and the optimizer's tensors, which all processes give to the first."""
@@ -148,6 +143,8 @@ class Session:
         def add(folder: Path) -> None:
             self.tokenizer.save(folder)
             save_state(folder, state, tensors)
+            if isinstance(self.engine.plain, Preferences):
+                save_reference(folder / FOLDER, self.engine.plain.reference)
 
         metrics.sync()
         try:
@@ -183,13 +180,18 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | No
     engine = build_engine(recipe, start.model, processes)
     if start.tensors is not None:
         engine.restore(start.tensors)
+    if data.pairs is not None:
+        set_reference(engine, data.pairs, start, recipe.batch_size)
     return Session(recipe, run, engine, start.tokenizer, replace(start.state, data_key=data.key), data, validation)
 
 
 def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> TrainingData:
     if stream is not None:
         return build_data(recipe, stream)
+    seq_len = recipe.sequence_length(start.model.config)
+    if recipe.data.pairs:
+        return pairs_data(recipe, run.data / "pairs", start.tokenizer, seq_len, start.state)
     corpus = load_corpus(recipe.data.train_paths, start.tokenizer, run.data / "train")
-    data = text_data(recipe, corpus, start.tokenizer, recipe.sequence_length(start.model.config))
+    data = text_data(recipe, corpus, start.tokenizer, seq_len)
     check_text_key(start.state, data)
     return data

@@ -9,18 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from andromeda.checkpoint import load_checkpoint, load_config, resolve
+from andromeda.checkpoint import load_checkpoint, load_config, resolve, tokenizer_path
 from andromeda.commands.output import binary_bytes, count, say
 from andromeda.commands.training_data import within_build
 from andromeda.config import AndromedaConfig
+from andromeda.data.pairs import check_pairs
 from andromeda.data.stream import Stream
 from andromeda.data.text import check_paths, check_text, read_documents
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
+from andromeda.training.continued import continued
 from andromeda.training.optimizer import check_optimizer
+from andromeda.training.preference import load_reference
 from andromeda.training.recipe import Recipe, check_vocabulary
-from andromeda.training.state import TrainingState, load_state
+from andromeda.training.state import FOLDER, TrainingState, load_state
 
 
 def check_start(recipe: Recipe, stream: Stream | None) -> None:
@@ -45,6 +48,8 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
     _check_memory(starting_config(recipe, vocab_size, stream))
     if stream is not None:
         within_build(recipe, stream, TrainingState())
+    if recipe.data.pairs:
+        check_pairs(recipe.data.pairs_paths)
     for paths in (recipe.data.train_paths, recipe.data.validation_paths):
         if paths:
             check_text(paths)
@@ -54,8 +59,7 @@ def starting_config(recipe: Recipe, vocab_size: int | None = None, stream: Strea
     """The config that training starts with: the recipe's, or with `model.from` that model's with the recipe's keys."""
     if recipe.model_from is None:
         return recipe.config(vocab_size, longest(stream))
-    config = load_config(resolve(recipe.model_from))
-    return AndromedaConfig.from_dict(config.to_dict() | recipe.model_keys)
+    return continued(load_config(resolve(recipe.model_from)), recipe.model_keys)
 
 
 def longest(stream: Stream | None) -> int | None:
@@ -79,17 +83,14 @@ def _given_tokenizer(recipe: Recipe, stream: Stream | None) -> Tokenizer | None:
         return stream.tokenizer
     if recipe.tokenizer.path is None:
         return None
-    tokenizer = Tokenizer.load(_tokenizer_path(recipe.tokenizer.path))
+    tokenizer = Tokenizer.load(tokenizer_path(recipe.tokenizer.path))
     _ = tokenizer.eos_id  # documents end with it
+    if recipe.model_from is not None and tokenizer.sha256 != Tokenizer.load(resolve(recipe.model_from)).sha256:
+        raise AndromedaError(
+            f"recipe: tokenizer.path={recipe.tokenizer.path!r} is another tokenizer than that of "
+            f"model.from={recipe.model_from!r}; leave it out"
+        )
     return tokenizer
-
-
-def _tokenizer_path(path: str) -> Path:
-    """Of a file, a model directory, or a run directory."""
-    directory = Path(path)
-    if not directory.is_dir() or (directory / "tokenizer.json").exists():
-        return directory
-    return resolve(directory)
 
 
 @dataclass
@@ -98,18 +99,21 @@ class Start:
 
     Attributes:
         tensors: of the optimizer that goes on; None: a new one.
+        reference: log-probabilities of pairs, of a run that trains on such.
     """
 
     model: Andromeda
     tokenizer: Tokenizer
     state: TrainingState
     tensors: dict[str, Tensor] | None = None
+    reference: Tensor | None = None
 
 
 def resume(checkpoint: Path) -> Start:
     """From a checkpoint of the run itself. Raises AndromedaError for one that is damaged."""
     state, tensors = load_state(checkpoint)
-    return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors)
+    reference = load_reference(checkpoint / FOLDER)
+    return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors, reference)
 
 
 def begin(recipe: Recipe, stream: Stream | None, trained: Path, first: bool = True) -> Start:
@@ -159,15 +163,8 @@ def _too_large(config: AndromedaConfig, what: str) -> AndromedaError:
 
 
 def _take_weights(model: Andromeda, directory: str) -> None:
-    """Those of another model, whose config may differ in what leaves the weights as they are."""
-    weights = load_checkpoint(resolve(directory)).state_dict()
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-        raise AndromedaError(
-            f"recipe: the keys beside model.from={directory!r} ask for other weights than it has; "
-            "keep to those that leave the weights as they are, such as position_interpolation"
-        )
-    model.load_state_dict(weights)
+    """Those of another model, whose config may differ in what `continued` leaves the weights by."""
+    model.load_state_dict(load_checkpoint(resolve(directory)).state_dict())
 
 
 def _tokenizer(recipe: Recipe, trained: Path, first: bool) -> Tokenizer:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from andromeda.checkpoint import run_checkpoints
 from andromeda.commands.output import count, plural, warn
+from andromeda.data.pairs import PairSequences, load_pairs
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus
 from andromeda.data.windows import Batch, TokenWindows
@@ -27,6 +28,7 @@ class TrainingData:
         batches: (first, count) -> that many sequences.
         described: in a few words.
         num_tokens: of one time through; None: there is no second time.
+        pairs: where it trains on such.
     """
 
     key: str
@@ -35,6 +37,7 @@ class TrainingData:
     bytes_per_token: float
     described: str
     num_tokens: int | None
+    pairs: PairSequences | None = None
 
 
 def text_data(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, seq_len: int) -> TrainingData:
@@ -45,6 +48,31 @@ def text_data(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, seq_len: int
     described = f"{plural(len(corpus.tokens), 'token')} of {corpus.bytes_per_token:.2f} bytes"
     steps = Steps((ENDLESS,), (seq_len,), recipe.batch_size, recipe.accumulate)
     return TrainingData(corpus.key, steps, windows.batch, corpus.bytes_per_token, described, len(corpus.tokens))
+
+
+def pairs_data(recipe: Recipe, folder: Path, tokenizer: Tokenizer, seq_len: int, state: TrainingState) -> TrainingData:
+    """
+    Args:
+        folder: where their tokens are kept.
+
+    Raises:
+        AndromedaError: no pair fits into a sequence, or the run began with others: its reference belongs to those.
+    """
+    store = load_pairs(recipe.data.pairs_paths, tokenizer, folder)
+    key, facts = store.facts["key"], store.facts
+    if state.data_key not in ("", key):
+        raise AndromedaError(
+            f"{recipe.output}: data.pairs={recipe.data.pairs!r} is not what this run began with, and what it is "
+            "measured against belongs to that; put it back, or choose another output"
+        )
+    pairs = PairSequences(store, seq_len, seed=recipe.seed, end_of_text=tokenizer.eos_id)
+    if count := len(pairs.too_long):
+        first = store.where(2 * int(pairs.too_long[0]))
+        warn(f"{plural(count, 'pair')} of {pairs.num_pairs:,}, first {first}: longer than seq_len={seq_len}, left out")
+    described = f"{plural(pairs.num_pairs - count, 'pair')} in {plural(len(pairs), 'sequence')} of twice {seq_len:,}"
+    steps = Steps((ENDLESS,), (2 * seq_len,), recipe.batch_size, recipe.accumulate)
+    bytes_per_token = facts["num_bytes"] / facts["num_tokens"]
+    return TrainingData(key, steps, pairs.batch, bytes_per_token, described, len(pairs) * steps.longest, pairs)
 
 
 def build_data(recipe: Recipe, stream: Stream) -> TrainingData:

@@ -110,7 +110,7 @@ class Job:
 def begin(spec: Spec, corpus: Path, out: Path, num_workers: int | None, advance: Advance) -> Job:
     """Makes `out` the directory of this build, if it is not. Arguments and errors are those of `build`."""
     if spec.tokenizer_path is not None:
-        _augmenters(spec, Tokenizer.load(spec.tokenizer_path))
+        _augmenters(spec, spec.tokenizer())
     keys = {source.name: fingerprint(source, corpus) for source in spec.sources}
     evaluations = fingerprint(spec.decontaminate, corpus) if spec.decontaminate else ""
     job = Job(spec, corpus, out, keys, evaluations, num_workers or cores(), advance)
@@ -271,7 +271,7 @@ def _tokenizer(spec: Spec, out: Path, num_workers: int) -> None:
             size = sum(texts.facts["num_bytes"] for texts in _kept(spec, out).values())
             made = apart(partial(_trained, spec, out), size, num_workers)  # the library gives no memory back
         else:
-            made = Tokenizer.load(spec.tokenizer_path)
+            made = spec.tokenizer()
         with atomic_directory(folder, replaceable=lambda _: False) as new:
             made.save(new)
 
@@ -340,7 +340,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def _tokenizer_key(spec: Spec) -> str:
-    return str(spec.vocab_size) if spec.tokenizer_path is None else Tokenizer.load(spec.tokenizer_path).sha256
+    return str(spec.vocab_size) if spec.tokenizer_path is None else spec.tokenizer().sha256
 
 
 def _build_pack(store: Store, folder: Path, seq_len: int) -> int:

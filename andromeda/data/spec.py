@@ -1,6 +1,6 @@
 """What data is built of: a YAML file of a tokenizer, sources and stages, read into objects that check themselves.
 
-    tokenizer: {vocab_size: 4096}             trained on the sources; or {path: tokenizer.json}
+    tokenizer: {vocab_size: 4096}             trained on the sources; or {path: tokenizer.json}, or of a model or a run
     clean: true                               of all sources that do not say otherwise; rules: see `clean.Rules`
     dedup: near                               off, exact, near, or {threshold: 0.6}; a source may say otherwise
     decontaminate: {files: [gsm8k_test.jsonl], words: 13}    documents that share so many words in a row are removed
@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from andromeda.checkpoint import tokenizer_path
 from andromeda.data.augment import Rules as AugmentRules
 from andromeda.data.clean import Rules
 from andromeda.data.decontaminate import Decontaminate
@@ -42,6 +43,7 @@ from andromeda.data.sources import DEDUPS, PRIORITIES, Dedup, Source
 from andromeda.data.synthetic import make_task
 from andromeda.data.values import filled, hint, named, of, one_of, patterns, section
 from andromeda.errors import AndromedaError
+from andromeda.tokenizer import Tokenizer
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 FIELD_KEYS = tuple(field.name for field in fields(Fields))
@@ -77,6 +79,11 @@ class Spec:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that `tokenizer_path` names. Raises AndromedaError where there is none."""
+        assert self.tokenizer_path is not None
+        return Tokenizer.load(tokenizer_path(self.tokenizer_path))
 
     @property
     def augments(self) -> dict[str, AugmentRules]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from andromeda.training.engines import Engine
 from andromeda.training.metrics import Meter
 from andromeda.training.objective import Batch
 from andromeda.training.optimizer import learning_rate
+from andromeda.training.processes import Processes
 from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
@@ -60,8 +61,9 @@ class Loop:
         self.recipe, self.engine, self.processes = recipe, engine, engine.processes
         self.state, self.steps, self.meter, self.outside = state, steps, meter, outside
         # Of this process, and on the device, so that a step does not wait for it.
-        before = state.loss_sum if self.processes.first else 0.0
-        self._loss_sum = torch.tensor(before, dtype=torch.float64, device=self.processes.device)
+        before = [state.loss_sum, *state.figure_sums] if self.processes.first else [0.0]
+        self._sums = torch.zeros(1 + len(engine.plain.figures), dtype=torch.float64, device=self.processes.device)
+        self._sums[: len(before)] += torch.tensor(before, dtype=torch.float64, device=self.processes.device)
         self._seq_len = steps.longest  # of the last step
 
     def run(self, progress: Progress) -> None:
@@ -97,19 +99,19 @@ class Loop:
         """One optimizer step: the mean over all targets of its sequences, however they are split into batches."""
         state, step = self.state, self.steps.at(self.state.sequence)
         parts = self._parts(step)
-        mine = sum(int((targets != IGNORED).sum()) for _, targets, _ in parts)
-        targets = int(self.processes.sum(torch.tensor(mine)))
-        loss = torch.zeros_like(self._loss_sum)
+        mine = [[int((part[1] != IGNORED).sum()), self.engine.plain.count(part)] for part in parts]
+        targets, count = self.processes.sum(torch.tensor(mine).sum(0)).tolist()
+        sums = torch.zeros_like(self._sums)
         for number, part in enumerate(parts, start=1):
             # A step may hold questions alone, of a conversation that was cut.
-            loss += self.engine.accumulate(part, max(1, targets), last=number == len(parts))
+            sums += self.engine.accumulate(part, max(1, count), last=number == len(parts))
         norm = self.engine.clip().item()
         sound = guard.is_sound(norm, state.norms, self.recipe.spike)
         if sound:
             self.engine.move(learning_rate(self.recipe, state.step))
-            self._loss_sum += loss
+            self._sums += sums
             state.tokens += targets
-            state.loss_tokens += targets
+            state.loss_tokens += count
             state.norms, state.refused, state.went_back = guard.remembered(norm, state.norms), 0, False
         else:
             self.engine.forget()
@@ -157,18 +159,19 @@ class Loop:
 
     def _line(self, start: float) -> dict[str, Any]:
         """Figures since the line before; waits for the device."""
-        state, meter = self.state, self.meter
-        loss = self._checked_loss() / max(1, state.loss_tokens)
+        state, meter, plain = self.state, self.meter, self.engine.plain
+        loss, *figures = (total / max(1, state.loss_tokens) for total in self._checked_sums())
         seconds = state.loss_seconds + time.perf_counter() - start
         state.seconds += seconds
         tokens_per_second = state.loss_read / seconds
-        self._loss_sum.zero_()
+        self._sums.zero_()
         state.loss_tokens, state.loss_read, state.loss_seconds = 0, 0, 0.0
         return {
             "step": state.step,
             "tokens": state.tokens,
             "loss": loss,
-            "train_bits_per_byte": loss / math.log(2) / meter.bytes_per_token,
+            **dict(zip(plain.figures, figures, strict=True)),
+            **({"train_bits_per_byte": loss / math.log(2) / meter.bytes_per_token} if plain.is_text else {}),
             "learning_rate": learning_rate(self.recipe, state.step - 1),
             "gradient_norm": state.norms[-1] if state.norms else None,
             "seconds": state.seconds,
@@ -180,23 +183,23 @@ class Loop:
     def _validate(self) -> float:
         assert self.outside.validate is not None
         value = self.outside.validate()
-        self._checked_loss(value)
+        self._checked_sums(value)
         return value
 
     def _save(self) -> None:
-        self.state.loss_sum = self._checked_loss()
+        self.state.loss_sum, *self.state.figure_sums = self._checked_sums()
         self.outside.save(self.state)
 
-    def _checked_loss(self, *others: float) -> float:
-        """The sum of the losses of all processes since the last line of metrics.
+    def _checked_sums(self, *others: float) -> list[float]:
+        """The sums of the loss and of the objective's figures, of all processes since the last line of metrics.
 
         Raises:
-            AndromedaError: it or one of the others is no number.
+            AndromedaError: one of them or of the others is no number.
         """
-        loss = self.processes.sum(self._loss_sum.cpu()).item()
-        if not all(map(math.isfinite, (loss, *others))):
+        sums: list[float] = self.processes.sum(self._sums.cpu()).tolist()
+        if not all(map(math.isfinite, (*sums, *others))):
             raise self._diverged()
-        return loss
+        return sums
 
     def _diverged(self) -> AndromedaError:
         return AndromedaError(
@@ -208,6 +211,16 @@ class Loop:
 def empty_batch(seq_len: int) -> Batch:
     """A sequence with nothing to learn, for a process that has none left where others compute together."""
     return torch.zeros(1, seq_len, dtype=torch.int64), torch.full((1, seq_len), IGNORED), None
+
+
+def in_turns(batches: Iterable[Batch], processes: Processes, seq_len: int) -> Iterator[Batch]:
+    """This process' batches, of which all take turns: as many in every process, so one at the end may be empty."""
+    number = -1
+    for number, batch in enumerate(batches):
+        if number % processes.ranks == processes.rank:
+            yield batch
+    if processes.rank > number % processes.ranks:
+        yield empty_batch(seq_len)
 
 
 def _split(batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from andromeda.model import Andromeda
+from andromeda.model import IGNORED, Andromeda
 
 # (B, T) ids, targets (IGNORED where none is to be predicted) and document numbers or None, on the CPU.
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -20,10 +21,17 @@ class NextToken(nn.Module):
 
     A module, so that what spreads a model over processes can be put around all that a step computes.
 
+    Attributes:
+        figures: names of the means that it gives beside the loss.
+        is_text: whether the loss is what a text costs, so that it can be told in bits per byte.
+
     Args:
         model: its weights are float32.
         precision: of matrix products; bfloat16 by autocast.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    is_text: ClassVar[bool] = True
 
     def __init__(self, model: Andromeda, device: torch.device, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -36,6 +44,14 @@ class NextToken(nn.Module):
         with torch.autocast(self.device.type, self.precision if lower else torch.bfloat16, enabled=lower):
             losses = self.model.token_losses(ids, targets, documents=documents)
         return losses.clone()  # no view: FSDP hangs its gathering on the output
+
+    def count(self, batch: Batch) -> int:
+        """Of what a step's loss is the mean: targets."""
+        return int((batch[1] != IGNORED).sum())
+
+    def totals(self, losses: Tensor) -> Tensor:
+        """(1 + len(figures),) sums of what `forward` gave: of the loss, to be differentiated, and of each figure."""
+        return losses.sum()[None]
 
 
 def total_nats(objective: Objective, batches: Iterable[Batch]) -> Tensor:

@@ -81,6 +81,7 @@ def describe(values: dict[str, Any], validation: float | None = None) -> list[st
     unit, size = next((unit, size) for unit, size in (("T", 1e12), ("G", 1e9)) if possible >= size or unit == "G")
     return [
         f"loss {values['loss']:.3f}",
+        *([f"margin {values['reward_margin']:.3f}"] if "reward_margin" in values else []),
         *([] if validation is None else [f"validation {validation:.3f} bits/byte"]),
         f"{values['tokens_per_second']:,.0f} tokens/s",
         f"{achieved / size:,.0f} of {possible / size:,.0f} {unit}FLOP/s",

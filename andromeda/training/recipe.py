@@ -17,6 +17,7 @@ import yaml
 
 from andromeda.config import AndromedaConfig, preset
 from andromeda.errors import AndromedaError
+from andromeda.training import continued
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16"]
@@ -25,7 +26,8 @@ EngineName = Literal["ddp", "fsdp"]
 FailedSave = Literal["stop", "go_on"]
 Scalar = int | float | bool | str | None
 
-ModelKeys = dict[str, Scalar]  # `preset` or `from` (a model directory or a run to go on from), and keys of the config
+# `preset`, and keys of the config; or `from` (a model directory or a run to go on from), and some of `continued.KEYS`
+ModelKeys = dict[str, Scalar]
 
 DEFAULT_STEPS = 1000
 NUM_TOKENS_MULTIPLE = 64  # a vocabulary of this multiple keeps the logits' matrix product aligned
@@ -37,12 +39,17 @@ class DataRecipe:
 
     train: list[str] | str = field(default_factory=list)
     build: str | None = None  # its directory, in place of `train`; it brings tokenizer, sequences and their order
+    pairs: list[str] | str = field(default_factory=list)  # in place of `train`: `prompt`, `chosen`, `rejected` (DPO)
     validation: list[str] | str = field(default_factory=list)
     packed_documents: bool = True  # documents that share a sequence do not see each other
 
     @property
     def train_paths(self) -> list[str]:
         return [self.train] if isinstance(self.train, str) else self.train
+
+    @property
+    def pairs_paths(self) -> list[str]:
+        return [self.pairs] if isinstance(self.pairs, str) else self.pairs
 
     @property
     def validation_paths(self) -> list[str]:
@@ -74,7 +81,8 @@ class Recipe:
     output: str = ""  # the run directory; runs/NAME for NAME.yaml
 
     steps: int | None = None  # 1,000; with data.build as many as there are, which is also the most
-    batch_size: int = 16  # sequences at once; with data.build of its longest, more of shorter ones, the same tokens
+    batch_size: int = 16  # sequences at once; with data.build of its longest, more of shorter ones, the same tokens;
+    # with data.pairs of chosen answers, beside as many of rejected ones
     accumulate: int = 1  # batches a step
     seq_len: int | None = None  # tokens a sequence; the model's max_seq_len. A build has its own
 
@@ -86,6 +94,7 @@ class Recipe:
     final_ratio: float = 0.1  # of the learning rate, at the last step
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
+    dpo_beta: float | None = None  # with data.pairs, how dear it is to leave model.from; 0.1
     clip_norm: float | None = 1.0  # of the whole gradient
     spike: float | None = None  # a step whose gradient is so many times as large as usual is left out
     precision: Precision = "float32"  # of activations; weights and optimizer are float32
@@ -123,7 +132,11 @@ class Recipe:
         )  # fmt: skip
         if self.data.build is not None:
             self._check_build()
-        elif not self.data.train_paths:
+        if self.data.pairs:
+            self._check_pairs()
+        what = "is for data.pairs; leave it out"
+        _require(self.dpo_beta is None or bool(self.data.pairs), "dpo_beta", self.dpo_beta, what)
+        if not (self.data.build or self.data.pairs or self.data.train_paths):
             _require(False, "data.train", self.data.train, "must name at least one file, or data.build a build")
         _require(all(self.data.train_paths), "data.train", self.data.train, "is empty; name text files")
         _require(
@@ -141,6 +154,17 @@ class Recipe:
         for name in ("from", "preset"):
             value = self.model.get(name, "")
             _require(isinstance(value, str), f"model.{name}", value, "must be a name")
+        if self.model_from is not None:
+            self._check_from()
+
+    def _check_from(self) -> None:
+        for key, value in self.model_keys.items():
+            what = f"cannot change the model of model.from; of that, only {', '.join(continued.KEYS)} can"
+            _require(key in continued.KEYS, f"model.{key}", value, what)
+        _require(
+            self.tokenizer.vocab_size is None, "tokenizer.vocab_size", self.tokenizer.vocab_size,
+            "is for a new tokenizer, and the model of model.from has its own; leave it out",
+        )  # fmt: skip
 
     def _check_build(self) -> None:
         _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")
@@ -149,6 +173,21 @@ class Recipe:
         _require(self.seq_len is None, "seq_len", self.seq_len, "is for data.train; a build has lengths of its own")
         for name, value in asdict(self.tokenizer).items():
             _require(value is None, f"tokenizer.{name}", value, "is for data.train; a build has its tokenizer")
+
+    def _check_pairs(self) -> None:
+        _require(all(self.data.pairs_paths), "data.pairs", self.data.pairs, "is empty; name files of pairs")
+        for name in ("train", "build"):
+            value = getattr(self.data, name)
+            _require(not value, f"data.{name}", value, "cannot be read beside data.pairs; leave one out")
+        _require(self.data.packed_documents, "data.packed_documents", False, "is for data.train; drop it")
+        _require(self.dpo_beta is None or self.dpo_beta > 0, "dpo_beta", self.dpo_beta, "must be positive")
+        what = "needs model.from, the model whose answers they are about"
+        _require(self.model_from is not None, "data.pairs", self.data.pairs, what)
+
+    @property
+    def beta(self) -> float:
+        """`dpo_beta`; 0.1, as Rafailov et al. (2023) have it, where the recipe says nothing."""
+        return 0.1 if self.dpo_beta is None else self.dpo_beta
 
     @property
     def num_steps(self) -> int:

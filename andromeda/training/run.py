@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from andromeda.atomic import locked, replace_file
 from andromeda.checkpoint import RUN_CHECKPOINTS, run_checkpoints
 from andromeda.errors import AndromedaError
 from andromeda.training.metrics import read_metrics
-from andromeda.training.recipe import Recipe
+from andromeda.training.recipe import DataRecipe, Recipe
 
 RECIPE = "recipe.yaml"
 # What may differ when a run goes on: how long it takes, where things lie, what is looked at meanwhile, and how much is
@@ -162,7 +162,8 @@ def _check_same(path: Path, recipe: Recipe) -> None:
         raise AndromedaError(f"{path}: is not a recipe; choose another output")
     # A key that the stored recipe lacks is younger than it: the run has had its default.
     defaults = {item.name: item.default for item in fields(Recipe) if item.default is not MISSING}
-    old, new = _flat(defaults | stored), _flat(recipe.to_dict())
+    old = _flat(defaults | {"data": asdict(DataRecipe())}) | _flat(stored)
+    new = _flat(recipe.to_dict())
     for key in {**new, **old}:
         if key not in FREE_KEYS and old.get(key) != new.get(key):
             raise AndromedaError(

@@ -33,7 +33,8 @@ class TrainingState:
     tokens: int = 0  # targets trained on
     seconds: float = 0.0  # of training, without validation and saving
     loss_sum: float = 0.0  # nats since the last line of metrics
-    loss_tokens: int = 0
+    figure_sums: list[float] = field(default_factory=list)  # of what the objective gives beside the loss
+    loss_tokens: int = 0  # that loss_sum is of; pairs, of training on pairs
     loss_read: int = 0  # tokens that went through the model meanwhile: those that are not learned, and padding, too
     loss_seconds: float = 0.0
     norms: list[float] = field(default_factory=list)  # of the gradients followed last

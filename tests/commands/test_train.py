@@ -158,7 +158,7 @@ def test_training_goes_on_from_another_model(recipe: Path) -> None:
     state, _ = load_state(tuned / "step-00000001")
     assert state.step == 1 and state.tokens == 64
 
-    with pytest.raises(AndromedaError, match=r"the keys beside model\.from=.* ask for other weights"):
+    with pytest.raises(AndromedaError, match=r"model\.depth=3 cannot change the model of model\.from; .*max_seq_len"):
         run(recipe, f"model={{from: {directory}, depth: 3}}", f"output={recipe.parent / 'deeper'}", *keys)
     shutil.rmtree(directory)
     run(recipe, origin, output, *keys, "steps=2")  # it has all that it needs
@@ -200,7 +200,11 @@ def test_without_a_size_the_tokenizer_is_as_large_as_the_model_s(recipe: Path) -
         (["seq_len=17"], r"seq_len=17 is more than the model's max_seq_len=16"),
         (["tokenizer.vocab_size=null", "tokenizer.path=none.json"], r"none\.json"),
         (["tokenizer.path=none.json"], r"tokenizer\.vocab_size=300 is for a new tokenizer"),
-        (["model={from: runs/none}"], r"runs/none"),
+        (["model={from: runs/none}", "tokenizer.vocab_size=null"], r"runs/none: no such directory"),
+        (
+            ["model={from: runs/none}"],
+            r"tokenizer\.vocab_size=300 is for a new tokenizer, and the model of model\.from",
+        ),
         (["stepps=3"], r"no key 'stepps'"),
     ],
 )

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from andromeda.model import Andromeda
 from andromeda.training.objective import Batch, NextToken
 from andromeda.training.optimizer import build_optimizer, set_learning_rate
+from andromeda.training.preference import Preferences
 from andromeda.training.processes import Processes
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import optimizer_tensors, restore
+
+
+def build_objective(recipe: Recipe, model: Andromeda, device: torch.device) -> NextToken:
+    """What the recipe asks to be made small."""
+    precision = getattr(torch, recipe.precision)
+    if recipe.data.pairs_paths:
+        return Preferences(model, device, precision, recipe.beta)
+    return NextToken(model, device, precision)
 
 
 class Engine:
@@ -23,7 +32,8 @@ class Engine:
     Where there are several processes, all call each of its methods, in the same order.
 
     Attributes:
-        objective: (B, T) nats of a batch.
+        objective: what is made small, of a batch.
+        plain: the same, before anything is put around it.
         averaged_over: how many processes' gradients it takes the mean of, where their sum is wanted.
 
     Args:
@@ -34,7 +44,8 @@ class Engine:
         self.recipe, self.processes = recipe, processes
         self.averaged_over = 1
         self.model = model.to(processes.device)
-        self.objective: nn.Module = NextToken(model, processes.device, getattr(torch, recipe.precision))
+        self.plain = build_objective(recipe, model, processes.device)
+        self.objective: nn.Module = self.plain
         self.wrap()
         self.optimizer = build_optimizer(self.model, recipe)
 
@@ -42,14 +53,14 @@ class Engine:
         """Puts around the objective what spreads it, before the optimizer sees the parameters."""
 
     def accumulate(self, batch: Batch, divisor: Tensor | float, last: bool) -> Tensor:
-        """Adds a batch's gradient to those of its step, divided by `divisor`; returns the sum of its losses.
+        """Adds a batch's gradient to those of its step, divided by `divisor`; returns its `totals`.
 
         After the `last` batch of a step the gradients are those of the sum over all processes.
         """
         with self.adding_up(last):
-            loss: Tensor = self.objective(batch).sum()
-            (loss * self.averaged_over / divisor).backward()
-        return loss.detach()
+            totals = self.plain.totals(self.objective(batch))
+            (totals[0] * self.averaged_over / divisor).backward()
+        return totals.detach()
 
     def adding_up(self, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - for engines of many processes
         """Within it a batch runs forward and backward; behind the `last` one of a step gradients are exchanged."""
@@ -68,6 +79,15 @@ class Engine:
     def forget(self) -> None:
         """Drops the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it the objective gives (B, T) nats of text, and draws no random numbers."""
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            self.objective.train()
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -1,0 +1,64 @@
+"""Writes train.jsonl: calls that fit a request beside answers that do not, made up by the task `tool_calls`.
+
+python examples/preferences/build.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from andromeda.data.synthetic import Chat, make_task, sample
+
+FILE = Path(__file__).with_name("train.jsonl")
+PAIRS, SEED = 240, 1  # recipes/data/sft.yaml has the samples of seed 0
+REFUSAL = "None of the functions that I have can do that."
+
+
+def pairs() -> Iterator[dict[str, Any]]:
+    task = make_task("tool_calls", tools=[1, 2], cases=["one", "none"])
+    for number in range(PAIRS):
+        drawn = sample(task, "train", SEED, number).body
+        assert isinstance(drawn, Chat)
+        *prompt, chosen = drawn.messages
+        rejected = spoilt(chosen, drawn.tools, random.Random(number))
+        yield {"tools": drawn.tools, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+
+
+def spoilt(answer: Any, tools: Any, chance: random.Random) -> dict[str, Any]:
+    """A call where none fits; else a refusal, or the call without one of its arguments or with a wrong one."""
+    if not answer.get("tool_calls"):
+        return call(chance.choice(tools)["function"]["name"], {})
+    function = answer["tool_calls"][0]["function"]
+    arguments = dict(function["arguments"])
+    way = chance.choice(("refuse", "leave out", "mistake"))
+    if way == "refuse" or not arguments:
+        return {"role": "assistant", "content": REFUSAL}
+    name = chance.choice(list(arguments))
+    if way == "leave out":
+        del arguments[name]
+    else:
+        arguments[name] = mistaken(arguments[name])
+    return call(function["name"], arguments)
+
+
+def mistaken(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return value[1:]
+    return f"{value}s"
+
+
+def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    called = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [called]}
+
+
+if __name__ == "__main__":
+    FILE.write_text("".join(json.dumps(pair) + "\n" for pair in pairs()), encoding="utf-8")
