@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, load_config, resolve, tokenizer_path
-from andromeda.commands.output import binary_bytes, count, say
+from andromeda.commands.output import binary_bytes, count, say, warn
 from andromeda.commands.training_data import within_build
 from andromeda.config import AndromedaConfig
 from andromeda.data.pairs import check_pairs
@@ -22,7 +22,9 @@ from andromeda.tokenizer import Tokenizer
 from andromeda.training.continued import continued
 from andromeda.training.optimizer import check_optimizer
 from andromeda.training.preference import load_reference
+from andromeda.training.processes import Processes
 from andromeda.training.recipe import Recipe, check_vocabulary
+from andromeda.training.run import RunDirectory
 from andromeda.training.state import FOLDER, TrainingState, load_state
 
 
@@ -107,6 +109,21 @@ class Start:
     state: TrainingState
     tensors: dict[str, Tensor] | None = None
     reference: Tensor | None = None
+
+
+def find_start(recipe: Recipe, run: RunDirectory, stream: Stream | None, processes: Processes) -> Start:
+    """Where the run is, or a new beginning. The first process looks for it, and the others take the same.
+
+    Raises:
+        AndromedaError: no checkpoint is whole, or another process does not find the one that the first has found.
+    """
+    start = None
+    if processes.first:
+        start = run.load_newest(resume, warn) or begin(recipe, stream, run.data / "tokenizer")
+    step = int(processes.sum(torch.tensor(start.state.step if start else 0)))
+    if start is not None:
+        return start
+    return resume(run.checkpoint(step)) if step else begin(recipe, stream, run.data / "tokenizer", first=False)
 
 
 def resume(checkpoint: Path) -> Start:

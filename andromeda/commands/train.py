@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from andromeda.commands.output import hushed, plural, say, warn
+from andromeda.commands.output import hushed, plural, say
 
 if TYPE_CHECKING:
     from andromeda.training.processes import Processes
@@ -35,7 +35,7 @@ def train(recipe: str, overrides: list[str]) -> None:
 
 def _train(plan: Recipe, processes: Processes) -> None:
     from andromeda.commands.session import prepare
-    from andromeda.commands.start import begin, check_start, resume
+    from andromeda.commands.start import check_start, find_start
     from andromeda.commands.training_data import open_build, within_build
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
@@ -46,15 +46,14 @@ def _train(plan: Recipe, processes: Processes) -> None:
         if processes.first and not RunDirectory(path).checkpoints():
             check_start(plan, stream)
     with open_run(plan) if processes.first else nullcontext(RunDirectory(path)) as run:
-        with processes.first_alone():
-            start = run.load_newest(resume, warn) or begin(plan, stream, run.data / "tokenizer", processes.first)
+        start = find_start(plan, run, stream, processes)
         plan = within_build(plan, stream, start.state)
         if start.state.step >= plan.num_steps:
             say(f"{run.path}: finished already, at step {start.state.step:,}; raise steps to go on")
             return
         session = prepare(plan, run, start, stream, processes)
         session.introduce()
-        with stop_request() as stop:
+        with stop_request() as stop, processes.patience(plan.patience):
             session.run(stop)
     if session.state.step < plan.num_steps:
         received = stop.received or signal.SIGTERM  # another process was asked

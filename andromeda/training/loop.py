@@ -105,6 +105,7 @@ class Loop:
         for number, part in enumerate(parts, start=1):
             # A step may hold questions alone, of a conversation that was cut.
             sums += self.engine.accumulate(part, max(1, count), last=number == len(parts))
+            self.processes.moved()
         norm = self.engine.clip().item()
         sound = guard.is_sound(norm, state.norms, self.recipe.spike)
         if sound:
@@ -219,6 +220,8 @@ def in_turns(batches: Iterable[Batch], processes: Processes, seq_len: int) -> It
     for number, batch in enumerate(batches):
         if number % processes.ranks == processes.rank:
             yield batch
+        if number % processes.ranks == processes.ranks - 1:
+            processes.moved()
     if processes.rank > number % processes.ranks:
         yield empty_batch(seq_len)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from andromeda.errors import AndromedaError
+from andromeda.training import meeting
+from andromeda.training.watch import Watch
 
 PATIENCE = timedelta(days=1)  # one process reads and tokenises while the others wait; a dead one is noticed at once
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -27,12 +29,14 @@ class Processes:
         rank: from 0. ranks: how many there are.
         device: of this process.
         control: the group in which they agree, by tensors on the CPU; None: there is one alone.
+        watch: ends this one when they hang; None: nobody does.
     """
 
     rank: int
     ranks: int
     device: torch.device
     control: Any = None
+    watch: Watch | None = None
 
     @property
     def first(self) -> bool:
@@ -43,26 +47,25 @@ class Processes:
         """Over all processes, of a small tensor on the CPU; it is left as it is."""
         if self.control is None:
             return values
+        self.moved()
         total = values.clone()
-        with self._together():
-            dist.all_reduce(total, group=self.control)
+        dist.all_reduce(total, group=self.control)
         return total
 
     def wait(self) -> None:
         """Until all are here."""
         if self.control is not None:
-            with self._together():
-                dist.barrier(group=self.control)
+            self.moved()
+            dist.barrier(group=self.control)
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise AndromedaError(
-                f"process {self.rank} of {self.ranks}: another process is gone, so this one stops; what it said stands "
-                "above, and the same command goes on from the last checkpoint"
-            ) from error
+    def moved(self) -> None:
+        """Between two pieces of work that take a while: this process does not hang."""
+        if self.watch is not None:
+            self.watch.moved()
+
+    def patience(self, seconds: float) -> AbstractContextManager[None]:
+        """Within it all processes end when for so long none has moved."""
+        return nullcontext() if self.watch is None else self.watch.patience(seconds)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -80,7 +83,7 @@ def join_processes() -> Iterator[Processes]:
 
     Raises:
         AndromedaError: variables that are missing or no numbers, fewer GPUs than processes of this machine, or
-            processes that cannot reach each other.
+            processes that cannot reach each other; within, that another process is gone.
     """
     if "WORLD_SIZE" not in os.environ:
         yield Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -89,18 +92,45 @@ def join_processes() -> Iterator[Processes]:
     for name in VARIABLES:
         if name not in os.environ:
             raise AndromedaError(f"{name} is not set, but WORLD_SIZE is; start with torchrun or accelerate launch")
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
-        control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise AndromedaError(
-            f"process {rank} of {ranks} cannot join the others: {str(error).splitlines()[0]}"
-        ) from error
-    try:
-        yield Processes(rank, ranks, device, control)
-    finally:
-        dist.destroy_process_group()
+    with ExitStack() as stack:
+        try:
+            store = next(dist.rendezvous("env://", rank, ranks, timeout=meeting.PATIENCE))[0]
+            ours: Any = meeting.meet(store, rank, ranks)
+            watch = Watch(dist.PrefixStore("watch", ours.clone()), rank, ranks, PATIENCE.total_seconds())
+            stack.enter_context(watch.looking())
+            with watch.patience(meeting.PATIENCE.total_seconds()):
+                control = _connect(ours, rank, ranks, device)
+        except (RuntimeError, ValueError) as error:
+            raise AndromedaError(
+                f"process {rank} of {ranks} cannot join the others: {str(error).splitlines()[0]}"
+            ) from error
+        try:
+            yield Processes(rank, ranks, device, control, watch)
+        except RuntimeError as error:
+            if not _is_lost(error):
+                raise
+            raise AndromedaError(
+                f"process {rank} of {ranks}: another process is gone, so this one stops; what it said stands above, "
+                "and the same command goes on from the last checkpoint"
+            ) from error
+        finally:
+            with watch.patience(meeting.PATIENCE.total_seconds()):
+                dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an exchange failed, by gloo, which names its source file, or NCCL."""
+    return "gloo/" in str(error) or isinstance(error, dist.DistBackendError)
+
+
+def _connect(store: dist.Store, rank: int, ranks: int, device: torch.device) -> Any:
+    """The group for work, PyTorch's default one, and that for agreement, which is returned."""
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=ranks, timeout=PATIENCE,
+        device_id=device if cuda else None,
+    )  # fmt: skip
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _device() -> torch.device:

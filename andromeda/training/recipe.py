@@ -106,6 +106,7 @@ class Recipe:
     save_every: int = 200
     keep_last: int = 2  # checkpoints
     keep_best: bool = False  # that of the lowest validation too
+    patience: float = 1800.0  # seconds; of several processes, when none gets on for so long, all stop
     failed_save: FailedSave = "stop"  # go_on: of a full disk, say, it is told, and training goes on
 
     def __post_init__(self) -> None:
@@ -125,6 +126,7 @@ class Recipe:
         _require(
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
         )
+        _require(self.patience > 0, "patience", self.patience, "must be positive")
         _require(self.spike is None or self.spike > 1, "spike", self.spike, "must be more than 1; null for none")
         _require(
             self.engine != "fsdp" or self.optimizer != "adamw8bit",

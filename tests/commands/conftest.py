@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands.launcher import Launcher
 from tests.commands.runs import write_recipe
 
 
@@ -26,3 +27,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
+    """Starts the two processes of a run."""
+    return Launcher(tmp_path_factory.mktemp("logs"))

@@ -73,6 +73,13 @@ def assert_same_run(directory: Path, other: Path) -> None:
     assert hidden == []
 
 
+def flip(path: Path) -> None:
+    """One bit, in the middle of the file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def snapshot(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 

@@ -29,7 +29,7 @@ from andromeda.training.engines import Engine
 from andromeda.training.metrics import TIMINGS, read_metrics
 from andromeda.training.plot import plot_losses
 from andromeda.training.state import load_state
-from tests.commands.runs import VERSE, assert_same_run, at_step, kill_and_compare, refused, snapshot
+from tests.commands.runs import VERSE, assert_same_run, at_step, flip, kill_and_compare, refused, snapshot
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("quick")
@@ -352,6 +352,8 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "weights cut short": lambda path: os.truncate(path / "model.safetensors", 1000),
     "optimizer cut short": lambda path: os.truncate(path / "training" / "optimizer.safetensors", 1000),
+    "a bit of the weights flipped": lambda path: flip(path / "model.safetensors"),
+    "a bit of the optimizer flipped": lambda path: flip(path / "training" / "optimizer.safetensors"),
     "no state": lambda path: (path / "training" / "state.json").unlink(),
     "no config": lambda path: (path / "config.json").unlink(),
     "no tokenizer": lambda path: (path / "tokenizer.json").unlink(),
