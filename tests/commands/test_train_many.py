@@ -1,4 +1,4 @@
-"""`andromeda train` under torchrun: as one process trains, mistakes told once, and on again when a process dies."""
+"""`andromeda train` by several processes: as one trains, mistakes told once, and on again when one dies."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ from tests.commands.runs import ROOT, assert_same_run, untimed
 
 ENGINES = ["ddp", "fsdp"]
 PATIENCE = 240  # seconds
+LOG = "launcher.log"
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+# With --cpu it starts one process, however many it is asked for.
+ACCELERATE = (
+    "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    "--dynamo_backend=no",
+)  # fmt: skip
 
 
-def torchrun(recipe: Path, *overrides: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher, f"--max-restarts={restarts}", "-m", "andromeda", "train", str(recipe)]
+def start(launcher: tuple[str, ...], recipe: Path, *overrides: str, restarts: int = 0) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", *launcher, f"--max_restarts={restarts}", "-m", "andromeda", "train", str(recipe)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*command, *overrides], env=environment, cwd=recipe.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with (recipe.parent / LOG).open("w") as log:  # a pipe that nobody reads would fill
+        return subprocess.Popen(
+            [*command, *overrides], env=environment, cwd=recipe.parent, stdout=log, stderr=subprocess.STDOUT
+        )  # fmt: skip
 
 
-def finished(launched: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = launched.communicate(timeout=PATIENCE)
+def finished(launched: subprocess.Popen[bytes], recipe: Path, code: int = 0) -> str:
+    launched.wait(timeout=PATIENCE)
+    said = (recipe.parent / LOG).read_text()
     assert launched.returncode == code, said
     return said
 
@@ -50,13 +57,13 @@ def test_two_train_as_one_does_and_one_goes_on(engine: str, launch: Launcher, re
 
 
 def test_a_mistake_is_told_once(recipe: Path) -> None:
-    said = finished(torchrun(recipe, "no_such_key=1"), code=1)
+    said = finished(start(TORCHRUN, recipe, "no_such_key=1"), recipe, code=1)
     assert said.count("no key 'no_such_key' in a recipe") == 1
     assert "process 1 of 2: another process is gone" in said
     assert not (recipe.parent / "run").exists()
 
 
-def ranks_of(launched: subprocess.Popen[str]) -> list[psutil.Process]:
+def ranks_of(launched: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
         return [child for child in psutil.Process(launched.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
     except psutil.NoSuchProcess:
@@ -73,16 +80,30 @@ def test_kill_9_twenty_times(engine: str, recipe: Path) -> None:
     whole = recipe.parent / "whole"
     keys = [f"engine={engine}", "steps=60", "save_every=5", "validate_every=20", "log_every=5"]
     begin = time.monotonic()
-    finished(torchrun(recipe, f"output={whole}", *keys))
+    finished(start(TORCHRUN, recipe, f"output={whole}", *keys), recipe)
     seconds = time.monotonic() - begin
     while kills:
         output = recipe.parent / f"killed-{runs}"
-        launched = torchrun(recipe, f"output={output}", *keys, restarts=kills)
+        launched = start(TORCHRUN, recipe, f"output={output}", *keys, restarts=kills)
         while kills and launched.poll() is None:
             time.sleep(moments.uniform(0.05, 1.0) * seconds)
             if living := ranks_of(launched):
                 moments.choice(living).kill()
                 kills -= 1
-        finished(launched)
+        finished(launched, recipe)
         assert_same_run(output, whole)
         runs += 1
+
+
+@pytest.mark.slow
+def test_accelerate_starts_them_and_again(recipe: Path) -> None:
+    keys = ["engine=fsdp", "steps=60", "save_every=5", "validate_every=20", "log_every=5"]
+    whole, output = recipe.parent / "whole", recipe.parent / "killed"
+    assert "2 processes, fsdp" in finished(start(ACCELERATE, recipe, f"output={whole}", *keys), recipe)
+    launched = start(ACCELERATE, recipe, f"output={output}", *keys, restarts=1)
+    while not (output / "checkpoints" / "step-00000005").exists():
+        assert launched.poll() is None
+        time.sleep(0.05)
+    ranks_of(launched)[0].kill()
+    assert "going on from step" in finished(launched, recipe)
+    assert_same_run(output, whole)
