@@ -16,7 +16,7 @@ from torch import Tensor
 from andromeda.checkpoint import load_checkpoint, save_checkpoint
 from andromeda.commands.output import count, plain_console, plural, say, warn
 from andromeda.commands.reference import set_reference
-from andromeda.commands.start import Start
+from andromeda.commands.start import Start, model_to_train
 from andromeda.commands.training_data import TrainingData, build_data, check_text_key, pairs_data, text_data
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
@@ -25,6 +25,7 @@ from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine, build_engine
 from andromeda.training.loop import Loop, Outside, in_turns
+from andromeda.training.lora import load_adapter, merged, save_adapter
 from andromeda.training.metrics import (
     Meter,
     MetricsFile,
@@ -63,7 +64,8 @@ class Session:
         recipe, run, data, step = self.recipe, self.directory, self.data, self.state.step
         parameters, processes = count(self.engine.model.config.num_parameters()), self.engine.processes
         many = "" if processes.ranks == 1 else f", {processes.ranks} processes, {recipe.engine}"
-        say(f"{run.path}: {parameters} parameters on {processes.device.type}, {recipe.precision}{many}")
+        some = "" if recipe.lora is None else f", of an adapter {count(self.engine.num_learned)} are trained"
+        say(f"{run.path}: {parameters} parameters{some}, on {processes.device.type}, {recipe.precision}{many}")
         held_out = "no validation" if self.validation is None else f"validation on {len(self.validation.tokens):,}"
         tokens = data.steps.tokens
         passes = recipe.num_steps * tokens / data.num_tokens if data.num_tokens else None
@@ -129,7 +131,7 @@ class Session:
         """To the newest checkpoint that is whole, in every process."""
         for path in self.directory.checkpoints():
             try:
-                weights, tensors = load_checkpoint(path).state_dict(), load_state(path)[1]
+                weights, tensors = load_adapter(path) or load_checkpoint(path).state_dict(), load_state(path)[1]
             except AndromedaError:
                 continue
             self.engine.take(weights)
@@ -139,10 +141,15 @@ class Session:
 
     def _save(self, metrics: MetricsFile, state: TrainingState) -> None:
         weights, tensors = self._gather()
+        learned, lora = weights, self.recipe.lora
+        if lora is not None:
+            weights = merged(learned, lora)
 
         def add(folder: Path) -> None:
             self.tokenizer.save(folder)
             save_state(folder, state, tensors)
+            if lora is not None:
+                save_adapter(folder, learned, lora, str(self.recipe.model_from))
             if isinstance(self.engine.plain, Preferences):
                 save_reference(folder / FOLDER, self.engine.plain.reference)
 
@@ -177,7 +184,7 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | No
         data = _data(recipe, run, start, stream)
         if recipe.data.validation_paths:
             validation = load_corpus(recipe.data.validation_paths, start.tokenizer, run.data / "validation")
-    engine = build_engine(recipe, start.model, processes)
+    engine = build_engine(recipe, model_to_train(recipe, start), processes)
     if start.tensors is not None:
         engine.restore(start.tensors)
     if data.pairs is not None:

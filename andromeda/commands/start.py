@@ -20,6 +20,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.continued import continued
+from andromeda.training.lora import adapt, check_base, load_adapter
 from andromeda.training.optimizer import check_optimizer
 from andromeda.training.preference import load_reference
 from andromeda.training.processes import Processes
@@ -102,6 +103,7 @@ class Start:
     Attributes:
         tensors: of the optimizer that goes on; None: a new one.
         reference: log-probabilities of pairs, of a run that trains on such.
+        adapter: weights of the one that goes on, which `model` has merged; None: there is none, or a new one.
     """
 
     model: Andromeda
@@ -109,6 +111,7 @@ class Start:
     state: TrainingState
     tensors: dict[str, Tensor] | None = None
     reference: Tensor | None = None
+    adapter: dict[str, Tensor] | None = None
 
 
 def find_start(recipe: Recipe, run: RunDirectory, stream: Stream | None, processes: Processes) -> Start:
@@ -129,8 +132,26 @@ def find_start(recipe: Recipe, run: RunDirectory, stream: Stream | None, process
 def resume(checkpoint: Path) -> Start:
     """From a checkpoint of the run itself. Raises AndromedaError for one that is damaged."""
     state, tensors = load_state(checkpoint)
-    reference = load_reference(checkpoint / FOLDER)
-    return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors, reference)
+    reference, adapter = load_reference(checkpoint / FOLDER), load_adapter(checkpoint)
+    return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors, reference, adapter)
+
+
+def model_to_train(recipe: Recipe, start: Start) -> Andromeda:
+    """The model, with the recipe's adapter in it where there is one.
+
+    Raises:
+        AndromedaError: the model that an adapter goes on with is gone, or is another one.
+    """
+    if recipe.lora is None:
+        return start.model
+    assert recipe.model_from is not None
+    base = start.model
+    if start.adapter is not None:
+        base = _build(starting_config(recipe))
+        _take_weights(base, recipe.model_from)
+        check_base(base, start.model, recipe.model_from)
+    adapt(base, recipe.lora, start.adapter)
+    return base
 
 
 def begin(recipe: Recipe, stream: Stream | None, trained: Path, first: bool = True) -> Start:

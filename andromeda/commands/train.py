@@ -37,11 +37,13 @@ def _train(plan: Recipe, processes: Processes) -> None:
     from andromeda.commands.session import prepare
     from andromeda.commands.start import check_start, find_start
     from andromeda.commands.training_data import open_build, within_build
+    from andromeda.training.lora import check_lora
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
 
     path = Path(plan.output)
     with processes.first_alone():
+        check_lora(plan.lora, processes.ranks)
         stream = open_build(plan, check=processes.first)
         if processes.first and not RunDirectory(path).checkpoints():
             check_start(plan, stream)

@@ -54,17 +54,19 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Weight decay pulls at matrices alone. Not at gains and norms, whose size means something, nor at embeddings, whose
     rare rows would shrink while they wait for a gradient. Muon moves the matrices within blocks; one at the end of the
-    model, such as the logits', stays with AdamW, as Muon's authors advise.
+    model, such as the logits', stays with AdamW, as Muon's authors advise. What is frozen has no state.
 
     Raises:
         AndromedaError: a package that the optimizer needs is not installed.
     """
-    linear = [(name, module.weight) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [(name, module.weight) for name, module in modules if module.weight.requires_grad]
     hidden = [weight for name, weight in linear if "blocks" in name.split(".")]
     ends = [weight for name, weight in linear if "blocks" not in name.split(".")]
     matrices = {id(weight) for _, weight in linear}
     decaying: dict[str, Any] = {"weight_decay": recipe.weight_decay}
-    others = {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
+    others = {"params": rest, "weight_decay": 0.0}
     if recipe.optimizer == "muon":
         by_adamw = [{"params": ends, **decaying}, others]
         return MuonAndAdamW([{"params": hidden, **decaying}], by_adamw, recipe.learning_rate, recipe.betas)

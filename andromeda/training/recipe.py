@@ -18,6 +18,7 @@ import yaml
 from andromeda.config import AndromedaConfig, preset
 from andromeda.errors import AndromedaError
 from andromeda.training import continued
+from andromeda.training.lora_recipe import LoraRecipe
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16"]
@@ -78,6 +79,7 @@ class Recipe:
     data: DataRecipe
     model: ModelKeys
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
+    lora: LoraRecipe | None = None  # of model.from an adapter is trained, and nothing else
     output: str = ""  # the run directory; runs/NAME for NAME.yaml
 
     steps: int | None = None  # 1,000; with data.build as many as there are, which is also the most
@@ -156,6 +158,9 @@ class Recipe:
         for name in ("from", "preset"):
             value = self.model.get(name, "")
             _require(isinstance(value, str), f"model.{name}", value, "must be a name")
+        _require(self.lora is None or self.model_from is not None, "lora", "", "needs model.from, a model to adapt")
+        if self.lora is not None:
+            self.lora.check()
         if self.model_from is not None:
             self._check_from()
 
@@ -320,7 +325,10 @@ def _keys(section: Any) -> dict[str, Any]:
     """What a section of a recipe may hold, and of which types; nothing where it is no section."""
     if section == ModelKeys:
         return {"preset": str, "from": str, **get_type_hints(AndromedaConfig)}
-    return get_type_hints(section) if is_dataclass(section) else {}
+    section = next((choice for choice in get_args(section) if is_dataclass(choice)), section)  # X of X | None
+    if is_dataclass(section):
+        return {item.name: get_type_hints(section)[item.name] for item in fields(section)}
+    return {}
 
 
 def _check_keys(values: Mapping[str, Any], section: Any, where: str, prefix: str = "") -> None:
@@ -362,12 +370,13 @@ def _unknown(key: str, close: str, known: Mapping[str, Any], where: str) -> Andr
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
     "list[str]": "a list of texts", "tuple": "a list of two numbers", "tuple with 2 elements": "a list of two numbers",
-    "dict": "keys with values",
+    "dict": "keys with values", "LoraRecipe": "keys with values",
 }  # fmt: skip
 WRONG_TYPE = re.compile(
     r"(?P<key>\S+): (Expected (an? )?(?P<one>.+)\. Got|Does not .* Subtypes: \[(?P<any>.+)\] Errors: .* Given)"
     r" value: (?P<value>.*)"
 )
+NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")  # a key of an optional section
 
 
 def _one_line(message: str) -> str:
@@ -375,8 +384,10 @@ def _one_line(message: str) -> str:
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
     for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
-    wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(\w+)'>", r"\1", message))
+    wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message))
     if wrong is None:
         return message
+    if nested := NESTED.fullmatch(wrong["value"]):
+        return f"{wrong['key']}.{nested[1]}: {nested[2]!r} is of the wrong type"
     kinds = [wrong["one"]] if wrong["one"] else wrong["any"].split(", ")
     return f"{wrong['key']}: must be {' or '.join(KINDS.get(kind, kind) for kind in kinds)}; got {wrong['value']!r}"

@@ -6,15 +6,21 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from andromeda.checkpoint import load_checkpoint
+from andromeda.checkpoint import load_checkpoint, run_checkpoints
+from andromeda.commands.session import Session
 from andromeda.commands.train import train
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
+from andromeda.training.engines import Engine
+from andromeda.training.lora import check_lora, load_adapter
+from andromeda.training.lora_recipe import LoraRecipe
 from andromeda.training.metrics import read_metrics
+from andromeda.training.state import load_state
 from tests.commands.runs import VERSE, assert_same_run, at_step, refused, write_recipe
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -130,3 +136,134 @@ def test_a_model_goes_on_at_another_length(folder: Path) -> None:
     assert after.config.xpos_scale == before.config.xpos_scale
     assert not torch.equal(after.to_logits.weight, before.to_logits.weight)
     assert read_metrics(folder / "dpo" / "metrics.jsonl")[0]["tokens"] == 2 * 128
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+LORA = """
+model: {from: FOLDER/base}
+data: {train: FOLDER/train.jsonl, validation: FOLDER/validation.txt}
+lora: {rank: 4, alpha: 8}
+output: FOLDER/lora
+steps: 6
+batch_size: 2
+learning_rate: 0.01
+warmup_steps: 1
+log_every: 2
+validate_every: 3
+save_every: 2
+"""
+
+
+def newest(run: Path) -> Path:
+    return run_checkpoints(run)[0]
+
+
+def test_an_adapter_is_learned_merged_and_opened_by_peft(folder: Path) -> None:
+    peft = pytest.importorskip("peft")
+    train(str(write(folder, LORA)), [])
+    base, tuned = load_checkpoint(newest(folder / "base")), load_checkpoint(newest(folder / "lora"))
+    for (name, before), (_, after) in zip(base.named_parameters(), tuned.named_parameters(), strict=True):
+        assert torch.equal(before, after) == (name.rsplit(".", 2)[-2] not in LoraRecipe.TARGETS), name
+    _, tensors = load_state(newest(folder / "lora"))
+    assert {name.rpartition("/")[0].split(".")[-3] for name in tensors if not name.startswith("random")} == {
+        "lora_A", "lora_B",
+    }  # fmt: skip
+    ids = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        opened = peft.PeftModel.from_pretrained(base, newest(folder / "lora") / "adapter")
+        torch.testing.assert_close(opened(ids), tuned(ids), rtol=1e-4, atol=1e-4)
+        whole = opened.merge_and_unload()
+    for ours, theirs in zip(tuned.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.allclose(tuned(ids), load_checkpoint(newest(folder / "base"))(ids), atol=1e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_adapter_goes_on_exactly(dropout: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    recipe, keys = write(folder, LORA), [f"lora.dropout={dropout}"]
+    train(str(recipe), [f"output={folder / 'whole'}", *keys])
+    interrupted(recipe, monkeypatch, 3, *keys)
+    train(str(recipe), keys)
+    assert_same_run(folder / "lora", folder / "whole")
+
+
+def test_an_adapter_of_preferences_begins_without_a_margin(folder: Path) -> None:
+    pytest.importorskip("peft")
+    train(str(write(folder, DPO)), ["lora.rank=2", "lora.targets=[to_qkv]", "optimizer=muon"])
+    lines = [line for line in read_metrics(folder / "dpo" / "metrics.jsonl") if "loss" in line]
+    assert lines[0]["reward_margin"] == 0.0 and lines[-1]["reward_margin"] > 0
+
+
+def test_after_bad_steps_an_adapter_goes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    recipe, accumulate, go_back = write(folder, LORA), Engine.accumulate, Session._go_back
+    train(str(recipe), ["steps=4", "schedule=constant"])
+    kept, found = load_adapter(newest(folder / "lora")), dict[str, torch.Tensor]()
+
+    def no_number(engine: Engine, *args: Any, **keys: Any) -> Any:
+        loss = accumulate(engine, *args, **keys)
+        for parameter in engine.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("nan"))
+                with torch.no_grad():
+                    parameter.add_(1)  # so that there is something to go back from
+        return loss
+
+    def going_back(session: Session) -> bool:
+        went = go_back(session)
+        found.update({name: tensor.clone() for name, tensor in session.engine.weights().items()})
+        return went
+
+    monkeypatch.setattr(Engine, "accumulate", no_number)
+    monkeypatch.setattr(Session, "_go_back", going_back)
+    at_step(monkeypatch, 10, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train(str(recipe), ["steps=20", "schedule=constant"])
+    assert kept is not None and all(torch.equal(kept[name], found[name]) for name in kept)
+
+
+def test_the_model_of_an_adapter_must_be_the_same(folder: Path) -> None:
+    pytest.importorskip("peft")
+    recipe = write(folder, LORA)
+    train(str(recipe), ["steps=2"])
+    train(str(folder / "tiny.yaml"), [f"output={folder / 'base'}", "model.max_seq_len=64", "steps=14"])
+    with pytest.raises(AndromedaError, match=r"model\.from=.* is not the model that this run began with .*embedding"):
+        train(str(recipe), ["steps=4"])
+    shutil.rmtree(folder / "base")
+    with pytest.raises(AndromedaError, match=r"base: no such directory"):
+        train(str(recipe), ["steps=4"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.targets=[to_q]"], r"lora\.targets=\['to_q'\] names 'to_q'; use some of to_qkv, to_out, up, down"),
+        (["lora.targets=[]"], r"lora\.targets=\[\] names none of"),
+        (["lora.rank=0"], r"lora\.rank=0 must be at least 1"),
+        (["lora.alpha=-1"], r"lora\.alpha=-1 must be at least 1"),
+        (["lora.dropout=1"], r"lora\.dropout=1\.0 must lie in \[0, 1\)"),
+        (["lora.ranks=4"], r"no key 'lora\.ranks' in a recipe; did you mean 'lora\.rank'\?"),
+        (["lora.rank=many"], r"lora\.rank: 'many' is of the wrong type"),
+        (["lora=3"], r"lora: must be keys with values or null; got '3'"),
+        (["model={preset: nano}"], r"needs model\.from"),
+    ],
+)
+def test_adapters_that_make_no_sense(folder: Path, overrides: list[str], message: str) -> None:
+    recipe = write(folder, LORA)
+    with refused(folder, message):
+        train(str(recipe), overrides)
+
+
+def test_an_adapter_without_peft_is_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write(folder, LORA)
+    monkeypatch.setattr("andromeda.training.lora.find_spec", lambda name: None)
+    with refused(folder, "lora needs peft, which is not installed"):
+        train(str(recipe), [])
+
+
+def test_what_is_dropped_is_drawn_by_one_process_alone() -> None:
+    check_lora(LoraRecipe(), 2)
+    with pytest.raises(AndromedaError, match=r"lora\.dropout=0\.1 draws random numbers in each of 2 processes"):
+        check_lora(LoraRecipe(dropout=0.1), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from andromeda.config import AndromedaConfig
 from andromeda.model import Andromeda
 from andromeda.training.recipe import DataRecipe, Recipe
+from tests.ranks import Ranks
 
 TINY = AndromedaConfig(
     num_tokens=64, max_seq_len=16, dim=32, depth=2, dim_head=8, heads=4, alibi_num_heads=2, window_epsilon=1e-2
@@ -28,3 +30,11 @@ def recipe() -> Any:
         return Recipe(**{"data": DataRecipe(train="a.txt"), "model": {"preset": "nano"}, "steps": 6, **keys})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two processes that are joined."""
+    pool = Ranks(2, tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()

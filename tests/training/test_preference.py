@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +138,6 @@ def test_a_reference_is_kept(tmp_path: Path) -> None:
 
 
 # ---- processes -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    pool = Ranks(2, tmp_path_factory.mktemp("ranks"))
-    yield pool
-    pool.close()
 
 
 def run(group: Any, engine: str, folder: str) -> list[dict[str, Any]]:

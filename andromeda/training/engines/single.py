@@ -49,6 +49,11 @@ class Engine:
         self.wrap()
         self.optimizer = build_optimizer(self.model, recipe)
 
+    @property
+    def num_learned(self) -> int:
+        """Parameters that are not frozen, of all processes together."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
     def wrap(self) -> None:
         """Puts around the objective what spreads it, before the optimizer sees the parameters."""
 
@@ -103,9 +108,11 @@ class Engine:
         return optimizer_tensors(self.model, self.optimizer)
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts whole weights, given to every process, in place of the model's."""
+        """Puts whole weights, given to every process, in place of those that the model learns."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 parameter.copy_(self.part(weights[name], parameter))
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002 - for engines that share weights out
