@@ -24,7 +24,7 @@ from andromeda.benchmarks import measure
 from andromeda.benchmarks.measure import CUDA, DEVICE, DTYPE, Report, Save
 from andromeda.config import AndromedaConfig
 from andromeda.kernels import Geometry, Rotary
-from andromeda.kernels.decode import DecodeConfig, choose_config, first_set, launch
+from andromeda.kernels.decode import DecodeConfig, choose_config, decode_attention, first_set, launch
 from andromeda.kernels.paged import decode_reference
 from andromeda.positions import certified_windows, head_slopes
 
@@ -59,12 +59,12 @@ class Setting:
         return int(self.lengths.sum()) * 2 * D * self.q.element_size()
 
     def ours(self, geometry: Geometry, config: DecodeConfig | None = None) -> Runnable:
-        slopes, windows, rotary = geometry.slopes, geometry.windows, geometry.rotary
+        slopes, windows, bounds, rotary = geometry.slopes, geometry.windows, geometry.bounds, geometry.rotary
         cut = first_set(HEADS, rotary, geometry.local_heads)
 
         def run() -> None:
             for k, v in self.caches:
-                launch(self.q, k, v, self.page_table, self.lengths, slopes, windows, cut, rotary, config)
+                launch(self.q, k, v, self.page_table, self.lengths, slopes, windows, bounds, cut, rotary, config)
 
         return run
 
@@ -88,9 +88,10 @@ class Setting:
 def geometry(device: str) -> Geometry:
     config = AndromedaConfig(heads=HEADS, dim_head=D, alibi_num_heads=LOCAL)
     slopes = torch.tensor(head_slopes(config), device=device)
-    windows = certified_windows(torch.full((HEADS,), BOUND, dtype=torch.float64, device=device), slopes, EPSILON)
+    bounds = torch.full((HEADS,), BOUND, dtype=torch.float64, device=device)
+    windows = certified_windows(bounds, slopes, EPSILON)
     rotary = Rotary(LOCAL, D // 2, xpos_scale=XPOS_SCALE)
-    return Geometry(slopes=slopes, windows=windows, rotary=rotary, local_heads=LOCAL)
+    return Geometry(slopes=slopes, windows=windows, bounds=bounds, rotary=rotary, local_heads=LOCAL)
 
 
 def setting(name: str, lengths: list[int], copies: int, device: str, dtype: torch.dtype) -> Setting:
@@ -129,10 +130,8 @@ def check() -> float:
     """
     tiny = setting("check", [200, 70], 1, DEVICE, DTYPE)
     positions = geometry(DEVICE)
-    (k, v), cut = tiny.caches[0], first_set(HEADS, positions.rotary, LOCAL)
-    ours = launch(
-        tiny.q, k, v, tiny.page_table, tiny.lengths, positions.slopes, positions.windows, cut, positions.rotary
-    )
+    k, v = tiny.caches[0]
+    ours = decode_attention(tiny.q, k, v, tiny.page_table, tiny.lengths, positions)
     exact = decode_reference(tiny.q.double(), k.double(), v.double(), tiny.page_table, tiny.lengths, positions)
     error = ((ours - exact).abs().max() / exact.abs().max()).item()
     measure.require("decode", error, 0.02 if CUDA else 1e-4)

@@ -57,7 +57,7 @@ def decode_attention(
             included. What lies beyond a row's length or before its windows is never used.
         page_table: (B, max_pages) int32: token j of row b is in page page_table[b, j // page_size].
         lengths: (B,) int32, at most max_pages * page_size.
-        geometry: `starts` must be None; `bounds` are not needed.
+        geometry: `starts` must be None; with `bounds` it is faster.
 
     Returns:
         (B, N, heads, dim_head) in q's dtype.
@@ -69,7 +69,7 @@ def decode_attention(
     _check_taken(q, k_pages, v_pages, geometry.rotary)
     heads, rotary = q.shape[2], geometry.rotary
     out: Tensor = torch.ops.andromeda.decode_attention(
-        q, k_pages, v_pages, page_table, lengths, geometry.slopes, geometry.windows,
+        q, k_pages, v_pages, page_table, lengths, geometry.slopes, geometry.windows, geometry.bounds,
         first_set(heads, rotary, geometry.local_heads),
         0 if rotary is None else rotary.heads, 1.0 if rotary is None else rotary.base,
         1.0 if rotary is None else rotary.interpolation, None if rotary is None else rotary.xpos_scale,
@@ -88,12 +88,16 @@ def first_set(heads: int, rotary: Rotary | None, local_heads: int | None) -> int
 def choose_config(units: int, rows: int, dim_head: int, page_size: int, device: torch.device) -> DecodeConfig:
     """By the work there is, the rows of query heads and tokens that share a load, and a multiprocessor's memory.
 
-    Two programs a multiprocessor fill each other's waits. For one sequence they cost more, in parts to be added up.
+    Two programs a multiprocessor fill each other's waits. For one sequence they cost more, in parts to be added up; it
+    wants more tiles ahead instead.
     """
     block = min(32 if rows > 64 else 64, max(32, page_size))
-    three_tiles = 3 * 2 * block * dim_head * 2 + 3 * dim_head * rows  # bytes, with room for queries and weights
-    programs = 2 if units > 1 and rows <= 32 and 2 * three_tiles <= _shared_memory(device) else 1
-    stages = 5 if three_tiles <= _shared_memory(device) else 3
+    tile, rest = 2 * 2 * block * dim_head, 3 * dim_head * rows  # bytes; the rest is room for queries and weights
+    room = _shared_memory(device)
+    if units == 1 and 5 * tile + rest <= room:
+        return DecodeConfig(block=block, stages=7, far=1, near=2)
+    programs = 2 if rows <= 32 and units > 1 and 2 * (3 * tile + rest) <= room else 1
+    stages = 5 if 3 * tile + rest <= room else 3
     return DecodeConfig(block=block, warps=8 // programs, stages=stages, residency=programs)
 
 
@@ -119,11 +123,12 @@ def _check_taken(q: Tensor, k_pages: Tensor, v_pages: Tensor, rotary: Rotary | N
 @torch.library.custom_op("andromeda::decode_attention", mutates_args=())
 def _decode(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, slopes: Tensor | None,
-    windows: Tensor | None, cut: int, rotated: int, base: float, interpolation: float, xpos_scale: float | None,
+    windows: Tensor | None, bounds: Tensor | None, cut: int, rotated: int, base: float, interpolation: float,
+    xpos_scale: float | None,
 ) -> Tensor:  # fmt: skip
     rotary = Rotary(rotated, q.shape[3] // 2, base, interpolation, xpos_scale) if rotated else None
     with on_device_of(q):
-        return launch(q, k_pages, v_pages, page_table, lengths, slopes, windows, cut, rotary)
+        return launch(q, k_pages, v_pages, page_table, lengths, slopes, windows, bounds, cut, rotary)
 
 
 @_decode.register_fake
@@ -133,13 +138,14 @@ def _(q: Tensor, *_: object) -> Tensor:
 
 def launch(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, slopes: Tensor | None,
-    windows: Tensor | None, cut: int, rotary: Rotary | None, config: DecodeConfig | None = None,
+    windows: Tensor | None, bounds: Tensor | None, cut: int, rotary: Rotary | None,
+    config: DecodeConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """`decode_attention` on checked inputs; heads below `cut` form the first set."""
     q, k_pages, v_pages, page_table = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q, k_pages, v_pages, page_table)
     )
-    lengths, slopes, windows = lengths.contiguous(), _contiguous(slopes), _contiguous(windows)
+    lengths, slopes, windows, bounds = lengths.contiguous(), *map(_contiguous, (slopes, windows, bounds))
     batch, new, heads, dim_head = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group, units = heads // kv_heads, batch * kv_heads
@@ -157,19 +163,20 @@ def launch(
     unit_slots = torch.empty(units, 2, dtype=torch.int32, device=q.device)
     out = torch.empty(batch, new, heads, dim_head, dtype=q.dtype, device=q.device)
     decode_kernel[programs, chunks](
-        q, k_pages, v_pages, page_table, lengths, slopes, windows, *tables, acc, top, total, unit_slots,
+        q, k_pages, v_pages, page_table, lengths, slopes, windows, bounds, *tables, acc, top, total, unit_slots,
         *q.stride()[:3], *k_pages.stride()[:3], *v_pages.stride()[:3], page_table.stride(0), units,
         N=new, TOKENS=tokens, CUT=cut, KV=kv_heads, GROUP=group, D=dim_head, PAGE=page_size, BLOCK=config.block,
         ROWS_A=rows[0], ROWS_B=rows[1], A_ROTATED=0 < cut <= rotated, B_ROTATED=rotated > cut,
-        SLOPED=slopes is not None, WINDOWED=windows is not None, FAR=config.far, NEAR=config.near,
+        SLOPED=slopes is not None, WINDOWED=windows is not None,
+        BOUNDED=bounds is not None and q.dtype != torch.float16, FAR=config.far, NEAR=config.near,
         UNITS=triton.next_power_of_2(units), MEMBERS=triton.next_power_of_2(group),
         WIDEN=INTERPRETED, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     at_once = min(256, max(16, triton.next_power_of_2(programs // units + 2)))  # slots of a unit, if lengths were equal
-    channels = min(dim_head, max(16, 4096 // at_once))
+    channels = min(dim_head, max(16, 8192 // at_once))
     merge_kernel[batch * new * heads, dim_head // channels](
         acc, top, total, unit_slots, out, N=new, KV=kv_heads, GROUP=group, D=dim_head,
-        SLOTS=at_once, CHANNELS=channels, num_warps=4,
+        SLOTS=at_once, CHANNELS=channels, PROGRAMS=programs if units == 1 else 0, num_warps=8, num_stages=1,
     )  # fmt: skip
     return out
 

@@ -47,6 +47,7 @@ class Case:
     interpolation: float = 1.0
     alibi_heads: int = 2
     windowed: bool = True
+    bound: float | None = None  # of the logits; queries have the norm sqrt(dim_head)
     local_heads: int | None = None
 
     def geometry(self, device: str = "cpu") -> Geometry:
@@ -57,6 +58,7 @@ class Case:
         return Geometry(
             slopes=slopes.to(device) if self.alibi_heads else None,
             windows=windows.to(device) if self.windowed else None,
+            bounds=None if self.bound is None else torch.full((self.heads,), self.bound, device=device).double(),
             rotary=None,
             local_heads=self.local_heads,
         )
@@ -82,6 +84,9 @@ CASES = {
     "alibi_all": Case(alibi_heads=4),
     "no_windows": Case(windowed=False),
     "no_positions": Case(rotated_heads=0, alibi_heads=0, windowed=False),
+    "bounded": Case(bound=5.7),
+    "bounded_grouped": Case(kv_heads=2, rotated_heads=4, bound=5.7),
+    "bounded_no_windows": Case(windowed=False, bound=5.7),
 }
 
 
@@ -140,16 +145,17 @@ def turn_ones(distance_ptr, turns_ptr, cos_ptr, sin_ptr):
 @interpreted
 class TestEqualsTheReference:
     @pytest.mark.parametrize(
-        ("name", "new"), [*((name, 3) for name in CASES), ("default", 1), ("grouped", 1), ("rotary_all", 1)]
+        ("name", "new"), [*((name, 3) for name in CASES), ("default", 1), ("grouped", 1), ("bounded", 1)]
     )
     def test_ragged_batch(self, name: str, new: int) -> None:
         case = CASES[name]
         batch, geometry = batch_of([97, 5, 130], new, case, torch.float32), case.with_rotary(32)
         assert_equal(decode_attention(*batch, geometry), batch, geometry)
 
+    @pytest.mark.parametrize("name", ["default", "bounded"])
     @pytest.mark.parametrize("length", [1, 17, 64, 127])
-    def test_lengths_around_tiles_and_pages(self, length: int) -> None:
-        case = CASES["default"]
+    def test_lengths_around_tiles_and_pages(self, length: int, name: str) -> None:
+        case = CASES[name]
         batch, geometry = batch_of([length], 1, case, torch.float32), case.with_rotary(32)
         assert_equal(decode_attention(*batch, geometry), batch, geometry)
 
@@ -159,6 +165,21 @@ class TestEqualsTheReference:
         batch = batch_of([201, 300], 2, case, torch.float32, dim_head, page_size)
         geometry = case.with_rotary(dim_head)
         assert_equal(decode_attention(*batch, geometry), batch, geometry)
+
+    def test_bounds_decide_on_the_running_maximum(self) -> None:
+        """A logit of 500 overflows without; so a head that may have one, however small its neighbours', has it."""
+        batch = batch_of([97], 1, CASES["bounded"], torch.float32)
+        batch = batch._replace(q=90 * batch.q)
+        geometry = CASES["bounded"].with_rotary(32)
+        assert not decode_attention(*batch, geometry).isfinite().all()
+        bounds = torch.tensor([5.7, 5.7, 5.7, 520.0], dtype=torch.float64)
+        assert_equal(decode_attention(*batch, replace(geometry, bounds=bounds)), batch, geometry, tolerance=3e-5)
+
+    def test_float16_has_no_room_without_the_running_maximum(self) -> None:
+        case = Case(alibi_heads=0, windowed=False, rotated_heads=0, bound=11.4)
+        batch, geometry = batch_of([40], 1, case, torch.float16, 128), case.with_rotary(128)
+        batch = batch._replace(k_pages=torch.where(batch.k_pages.isnan(), batch.k_pages, batch.q[0, 0, 0] / 11.32))
+        assert_equal(decode_attention(*batch, geometry), batch, geometry, tolerance=3e-3)
 
     def test_many_new_tokens_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(decode, "MAX_ROWS", 10)  # 5 tokens of two heads
@@ -207,6 +228,7 @@ class TestEqualsTheReference:
             xpos_scale=data.draw(st.sampled_from([None, 5.0, 512.0])),
             interpolation=data.draw(st.sampled_from([0.5, 8.0])),
             local_heads=data.draw(st.sampled_from([None, *range(heads + 1)])),
+            bound=data.draw(st.sampled_from([None, 5.7])),
         )
         windows = [data.draw(st.one_of(st.integers(1, 80), st.just(NO_LIMIT))) for _ in range(heads)]
         geometry = replace(case.with_rotary(32), windows=torch.tensor(windows))
@@ -249,7 +271,7 @@ class TestWhatIsRead:
 def test_custom_operator() -> None:
     case = CASES["default"]
     batch, geometry = batch_of([40, 17], 1, case, torch.float32), case.with_rotary(32)
-    arguments = (*batch, geometry.slopes, geometry.windows, 2, 2, 10000.0, 1.0, 40.0)
+    arguments = (*batch, geometry.slopes, geometry.windows, None, 2, 2, 10000.0, 1.0, 40.0)
     torch.library.opcheck(torch.ops.andromeda.decode_attention.default, arguments)
 
 
@@ -323,6 +345,7 @@ ON_GPU = {
     "no_rotary": replace(MODEL, rotated_heads=0, local_heads=12),
     "no_windows": replace(MODEL, windowed=False),
     "no_xpos": replace(MODEL, xpos_scale=None),
+    "bounded": replace(MODEL, bound=11.4),
 }
 
 
