@@ -164,9 +164,49 @@ def memory(*, preset: str | None = None, lengths: list[int] | None = None, json:
     benchmark.run(preset or benchmark.PRESET, _lengths(lengths, benchmark.LENGTHS), save)
 
 
+def training(
+    *,
+    preset: str = "2b",
+    lengths: list[int] | None = None,
+    only: list[str] | None = None,
+    once: bool = False,
+    peers: bool = True,
+    breakdown: bool = False,
+    seconds: float = 540.0,
+    check: bool = False,
+    json: str | None = None,
+) -> None:
+    """Times optimizer steps, and their peak memory, beside transformers' Qwen3 class.
+
+    One sequence a step, activations in bfloat16, against the rate of a large matrix product.
+
+    Args:
+        preset: the model.
+        lengths: tokens (default: 8192,32768,131072).
+        only: one row in place of all, such as ours:2b:8192:compile:2 (sequences) or qwen3:2b:32768:full; may be given
+            again.
+        once: a single step of each, the first, for its memory: whether it fits.
+        peers: measure them too.
+        breakdown: the time of each kernel as well.
+        seconds: start nothing more after so many.
+        check: two steps of each way at a small size, anywhere.
+        json: file to write the same figures to.
+    """
+    _check_presets("training", "--preset", [preset])
+    save = _begin("training", json, check)
+    from andromeda.benchmarks import training as benchmark
+
+    if check:
+        for done in benchmark.check():
+            print(done)
+    else:
+        rows = benchmark.wanted(preset, _lengths(lengths, benchmark.LENGTHS), peers)
+        benchmark.run(rows if only is None else list(map(benchmark.read_row, only)), once, breakdown, seconds, save)
+
+
 SUBJECTS: dict[str, Callable[..., None]] = {
     "attention": attention, "decode": decode, "embedding": embedding, "loss": loss, "prefill": prefill,
-    "memory": memory,
+    "training": training, "memory": memory,
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ class Session:
 
     def _meter(self) -> Meter:
         processes = self.engine.processes
-        possible = possible_flops_per_second(processes.device, getattr(torch, self.recipe.precision))
+        possible = possible_flops_per_second(processes.device, self.recipe.activations)
         return Meter(
             bytes_per_token=self.data.bytes_per_token,
             flops_per_token=self._flops_per_token,

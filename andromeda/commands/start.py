@@ -20,6 +20,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.continued import continued
+from andromeda.training.fp8 import check_fp8
 from andromeda.training.lora import adapt, check_base, load_adapter
 from andromeda.training.optimizer import check_optimizer
 from andromeda.training.preference import load_reference
@@ -40,6 +41,8 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
             together, a package that is not installed, or a model that is larger than the machine.
     """
     check_optimizer(recipe)
+    if recipe.precision == "fp8":
+        check_fp8()
     check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
     config = starting_config(recipe, stream=stream)
     recipe.sequence_length(config, longest(stream))

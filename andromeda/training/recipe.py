@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
 import yaml
 
 from andromeda.config import AndromedaConfig, preset
@@ -21,8 +22,9 @@ from andromeda.training import continued
 from andromeda.training.lora_recipe import LoraRecipe
 
 Schedule = Literal["cosine", "wsd", "constant"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "fp8"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
+Checkpointing = Literal["none", "selective", "full"]
 EngineName = Literal["ddp", "fsdp"]
 FailedSave = Literal["stop", "go_on"]
 Scalar = int | float | bool | str | None
@@ -99,7 +101,9 @@ class Recipe:
     dpo_beta: float | None = None  # with data.pairs, how dear it is to leave model.from; 0.1
     clip_norm: float | None = 1.0  # of the whole gradient
     spike: float | None = None  # a step whose gradient is so many times as large as usual is left out
-    precision: Precision = "float32"  # of activations; weights and optimizer are float32
+    precision: Precision = "float32"  # of activations, weights are float32; fp8: bfloat16, products of blocks in 8 bits
+    checkpointing: Checkpointing = "none"  # of activations: selective keeps products and attention; full, block inputs
+    compile: bool = False  # blocks by torch.compile: minutes before the first step, then faster
     engine: EngineName = "ddp"  # of several processes: each has all weights; fsdp: each has a part of them
     seed: int = 0
 
@@ -133,6 +137,10 @@ class Recipe:
         _require(
             self.engine != "fsdp" or self.optimizer != "adamw8bit",
             "optimizer", self.optimizer, "cannot be gathered from engine='fsdp' yet; take adamw, or engine='ddp'",
+        )  # fmt: skip
+        _require(
+            self.precision != "fp8" or self.lora is None,
+            "precision", self.precision, "is for whole weights, not for the thin ones of lora; take bfloat16",
         )  # fmt: skip
         if self.data.build is not None:
             self._check_build()
@@ -195,6 +203,10 @@ class Recipe:
     def beta(self) -> float:
         """`dpo_beta`; 0.1, as Rafailov et al. (2023) have it, where the recipe says nothing."""
         return 0.1 if self.dpo_beta is None else self.dpo_beta
+
+    @property
+    def activations(self) -> torch.dtype:
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
 
     @property
     def num_steps(self) -> int:

@@ -95,7 +95,7 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("failed_save=no", r"failed_save: must be one of stop, go_on; got 'no'"),
         ("spike=1", r"spike=1\.0 must be more than 1; null for none"),
         ("optimizer=sgd", r"optimizer: must be one of adamw, adamw8bit, muon; got 'sgd'"),
-        ("precision=float16", r"precision: must be one of float32, bfloat16; got 'float16'"),
+        ("precision=float64", r"precision: must be one of float32, bfloat16, fp8; got 'float64'"),
         ("data=3", r"poems\.yaml: .*data"),
         ("model=3", r"poems\.yaml: model: must be keys with values; got '3'"),
         ("model.dpeth=2", r"'model\.dpeth=2': no key 'model\.dpeth' in a recipe; did you mean 'model\.depth'"),
@@ -130,6 +130,11 @@ def test_moments_in_eight_bits_do_not_go_with_shared_weights(path: Path) -> None
     assert read_recipe(path, ["optimizer=adamw8bit"]).engine == "ddp"
     with pytest.raises(AndromedaError, match=r"optimizer='adamw8bit' cannot be gathered from engine='fsdp' yet"):
         read_recipe(path, ["optimizer=adamw8bit", "engine=fsdp"])
+
+
+def test_eight_bits_are_not_for_adapters(path: Path) -> None:
+    with pytest.raises(AndromedaError, match=r"precision='fp8' is for whole weights"):
+        read_recipe(path, ["precision=fp8", "model={from: runs/base}", "lora={}"])
 
 
 BUILD = "model: {preset: nano, dim: 64}\ndata: {build: build/small, validation: c.txt}\n"

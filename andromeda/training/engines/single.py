@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from andromeda.model import Andromeda
+from andromeda.training.activations import prepare_blocks
 from andromeda.training.objective import Batch, NextToken
 from andromeda.training.optimizer import build_optimizer, set_learning_rate
 from andromeda.training.preference import Preferences
@@ -20,7 +21,7 @@ from andromeda.training.state import optimizer_tensors, restore
 
 def build_objective(recipe: Recipe, model: Andromeda, device: torch.device) -> NextToken:
     """What the recipe asks to be made small."""
-    precision = getattr(torch, recipe.precision)
+    precision = recipe.activations
     if recipe.data.pairs_paths:
         return Preferences(model, device, precision, recipe.beta)
     return NextToken(model, device, precision)
@@ -44,6 +45,7 @@ class Engine:
         self.recipe, self.processes = recipe, processes
         self.averaged_over = 1
         self.model = model.to(processes.device)
+        prepare_blocks(self.model, recipe)
         self.plain = build_objective(recipe, model, processes.device)
         self.objective: nn.Module = self.plain
         self.wrap()
