@@ -93,23 +93,31 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Pass) -> Tensor:
         config = self.config
-        heads, kv_heads = config.heads, config.kv_heads
-        q, k, v = self.to_qkv(x).unflatten(-1, (-1, config.dim_head)).split([heads, kv_heads, kv_heads], dim=2)
-        bounds, windows = self._certificate(q.dtype, step.cache)
-        if bounds is not None and step.q_scale is not None:
-            bounds = bounds * step.q_scale.amax((0, 1))[:, 0]
-        geometry = replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
+        q, k, v, geometry = self.project(x, step)
         if step.cache is None and step.q_scale is None and step.context is None:
             out = normalised_attention(q, k, v, geometry, self.qk_norm, flash=config.attn_flash)
             return self.to_out(out.flatten(2))
-        q, k = self.qk_norm(q, k)
-        if step.q_scale is not None:
-            q = q * step.q_scale.to(q.dtype)
+        q, k = self.normalise(q, k, step)
         if step.context is not None:
             return self.to_out(self._attend_in_context(q, k, v, geometry, step.context, step.cache).flatten(2))
         if step.cache is not None:
             k, v = step.cache.append(self.block, k, v)
         return self.to_out(attention(q, k, v, geometry, flash=config.attn_flash).flatten(2))
+
+    def project(self, x: Tensor, step: Pass) -> tuple[Tensor, Tensor, Tensor, Geometry]:
+        """Queries, keys and values as they come out of the product, (B, T, heads or kv_heads, D), and the geometry."""
+        config = self.config
+        heads, kv_heads = config.heads, config.kv_heads
+        q, k, v = self.to_qkv(x).unflatten(-1, (-1, config.dim_head)).split([heads, kv_heads, kv_heads], dim=2)
+        bounds, windows = self._certificate(q.dtype, step.cache)
+        if bounds is not None and step.q_scale is not None:
+            bounds = bounds * step.q_scale.amax((0, 1))[:, 0]
+        return q, k, v, replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
+
+    def normalise(self, q: Tensor, k: Tensor, step: Pass) -> tuple[Tensor, Tensor]:
+        """What `project` gave, as attention takes it: QK norm, gains and temperatures."""
+        q, k = self.qk_norm(q, k)
+        return q if step.q_scale is None else q * step.q_scale.to(q.dtype), k
 
     def _attend_in_context(
         self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, context: Context, cache: Cache | None

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from andromeda.benchmarks import measure, peers
 from andromeda.benchmarks.measure import CUDA, DEVICE, DTYPE, GIB, Report, Save
 from andromeda.config import AndromedaConfig, preset
+from andromeda.training.metrics import peak_resident_bytes
 
 LENGTHS = (8192, 32768, 102400)
 PRESET = "700m" if CUDA else "nano"
@@ -91,7 +91,7 @@ def row_of(who: str, name: str, tokens: int) -> Row:
 def forward(who: str, config: AndromedaConfig, tokens: int) -> dict[str, Any]:
     """Bytes at the peak, those of the floor, and milliseconds."""
     build = _builder(who)
-    before = 0 if CUDA else _peak_resident()
+    before = 0 if CUDA else peak_resident_bytes()
     torch.manual_seed(0)
     ids = torch.randint(config.num_tokens, (1, tokens), device=DEVICE)
     with torch.device(DEVICE):
@@ -111,7 +111,7 @@ def forward(who: str, config: AndromedaConfig, tokens: int) -> dict[str, Any]:
             ms = median(measure.times(once, apart=True))
         else:
             (ms,) = measure.clocked(once, 1)
-            peak = _peak_resident()
+            peak = peak_resident_bytes()
     return {"bytes": peak, "floor_bytes": before + weights + logits, "ms": ms}
 
 
@@ -128,16 +128,6 @@ def _builder(who: str) -> Callable[[AndromedaConfig, int], Any]:
 
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     return lambda config, tokens: peers.build(who, config, tokens)
-
-
-def _peak_resident() -> int:
-    """Bytes. The kernel's own account where it gives one: ru_maxrss begins with the size of the parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +17,7 @@ from andromeda.checkpoint import load_checkpoint, save_checkpoint
 from andromeda.commands.output import count, plain_console, plural, say, warn
 from andromeda.commands.reference import set_reference
 from andromeda.commands.start import Start, model_to_train
+from andromeda.commands.summary import About, summarise
 from andromeda.commands.training_data import TrainingData, build_data, check_text_key, pairs_data, text_data
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
@@ -24,26 +25,22 @@ from andromeda.data.windows import validation_batches
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine, build_engine
-from andromeda.training.loop import Loop, Outside, in_turns
+from andromeda.training.heads import certificates, entropies
+from andromeda.training.loop import DivergedError, Loop, Outside, in_turns
 from andromeda.training.lora import load_adapter, merged, save_adapter
-from andromeda.training.metrics import (
-    Meter,
-    MetricsFile,
-    possible_flops_per_second,
-    read_metrics,
-    training_flops_per_token,
-)
-from andromeda.training.objective import bits_per_byte, total_nats
-from andromeda.training.plot import plot_losses
+from andromeda.training.metrics import Meter, possible_flops_per_second, training_flops_per_token
+from andromeda.training.objective import Batch, bits_per_byte, total_nats
 from andromeda.training.preference import Preferences, save_reference
 from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent, show_progress
 from andromeda.training.recipe import Recipe
+from andromeda.training.records import Records
 from andromeda.training.run import RunDirectory
 from andromeda.training.state import FOLDER, TrainingState, load_state, save_state
 
-PLOT_SECONDS = 60.0  # between two drawings of the loss curve, while training goes on
-NO_PLOT = "no loss curve: matplotlib is not installed; pip install 'andromeda-lm[train]'"
+LOOK_BACK_SECONDS = 60.0  # at least, between two summaries while training goes on,
+LOOK_BACK_SHARE = 100  # and so many times what the last one took
+NO_PLOT = "no pictures: matplotlib is not installed; pip install 'andromeda-lm[train]'"
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Session:
     state: TrainingState
     data: TrainingData
     validation: Corpus | None
-    _plotted: float = field(default_factory=time.monotonic)  # when the loss curve was drawn last
+    _look_back_at: float = field(default_factory=lambda: time.monotonic() + LOOK_BACK_SECONDS)
 
     def introduce(self) -> None:
         """Says what is trained on what."""
@@ -79,20 +76,33 @@ class Session:
     def run(self, stop: Callable[[], bool]) -> None:
         """Trains to the end, or until asked to stop."""
         if not self.engine.processes.first:
-            self._loop(lambda _: None, lambda _: self._gather(), stop).run(Silent())
+            self._loop(None, stop).run(Silent())
             return
-        with closing(MetricsFile(self.directory.metrics, self.state.step)) as metrics:
-            loop = self._loop(metrics.write, partial(self._save, metrics), stop)
+        with closing(Records(self.directory, self.recipe, self.state.step, warn)) as records:
+            loop = self._loop(records, stop)
             with show_progress(self.recipe.num_steps, self.state.step, plain_console()) as progress:
-                loop.run(progress)
-        drawn = self._plot()
-        say(f"loss curve: {self.directory.plot}" if drawn else NO_PLOT)
+                try:
+                    loop.run(progress)
+                except DivergedError as error:
+                    self._look_back(f"Ended by an error: {error}")
+                    raise
+        done = self.state.step == self.recipe.num_steps
+        drawn = self._look_back("Finished." if done else f"Stopped at {self._reached()}; the same command goes on.")
+        say(f"summary: {self.directory.summary}" + ("" if drawn else f"; {NO_PLOT}"))
 
-    def _loop(
-        self, log: Callable[[dict[str, Any]], object], save: Callable[[TrainingState], object], stop: Callable[[], bool]
-    ) -> Loop:
-        validate = None if self.validation is None else partial(self._validate, self.validation)
-        outside = Outside(self.data.batches, validate, save, log, stop, self._go_back, warn)
+    def _loop(self, records: Records | None, stop: Callable[[], bool]) -> Loop:
+        """Args: records: None in a process that does not write."""
+        nothing: Callable[[dict[str, Any]], object] = lambda _: None  # noqa: E731
+        outside = Outside(
+            batches=self.data.batches,
+            validate=None if self.validation is None else partial(self._validate, self.validation),
+            save=(lambda _: self._gather()) if records is None else partial(self._save, records),
+            log=nothing if records is None else records.metrics,
+            stop=stop,
+            go_back=self._go_back,
+            warn=warn,
+            watch=partial(self._watch, nothing if records is None else records.heads),
+        )
         return Loop(self.recipe, self.engine, self.state, self.data.steps, self._meter(), outside)
 
     def _meter(self) -> Meter:
@@ -109,19 +119,31 @@ class Session:
         with self.engine.whole():
             return training_flops_per_token(self.engine.model, seq_len // halves)
 
+    def _watch(self, write: Callable[[dict[str, Any]], object], state: TrainingState) -> None:
+        """A line on the heads; all processes compute it, from the same text."""
+        line: dict[str, Any] = {"step": state.step, "tokens": state.tokens}
+        with self.engine.whole():
+            line |= certificates(self.engine.model)
+        if self.validation is not None:
+            text = next(self._validation_batches(self.validation, 1))
+            with self.engine.evaluating():
+                line["entropies"] = entropies(self.engine.model, self.engine.objective, text, self.recipe.compile)
+        write(line)
+
     def _validate(self, corpus: Corpus) -> float:
         """Bits per byte; processes take turns with the batches."""
-        batches = validation_batches(
-            corpus.tokens,
-            self.data.steps.longest,
-            self.recipe.batch_size,
-            end_of_text=self.tokenizer.eos_id,
-            packed_documents=self.recipe.data.packed_documents,
+        mine = in_turns(
+            self._validation_batches(corpus, self.recipe.batch_size), self.engine.processes, self.data.steps.longest
         )
-        mine = in_turns(batches, self.engine.processes, self.data.steps.longest)
         with self.engine.evaluating():
             nats = total_nats(self.engine.objective, mine)
         return bits_per_byte(self.engine.processes.sum(nats.cpu()).item(), corpus.num_bytes)
+
+    def _validation_batches(self, corpus: Corpus, batch_size: int) -> Iterator[Batch]:
+        return validation_batches(
+            corpus.tokens, self.data.steps.longest, batch_size, end_of_text=self.tokenizer.eos_id,
+            packed_documents=self.recipe.data.packed_documents,
+        )  # fmt: skip
 
     def _gather(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Weights and the optimizer's tensors, which all processes give to the first."""
@@ -139,7 +161,7 @@ class Session:
             return True
         return False
 
-    def _save(self, metrics: MetricsFile, state: TrainingState) -> None:
+    def _save(self, records: Records, state: TrainingState) -> None:
         weights, tensors = self._gather()
         learned, lora = weights, self.recipe.lora
         if lora is not None:
@@ -153,7 +175,7 @@ class Session:
             if isinstance(self.engine.plain, Preferences):
                 save_reference(folder / FOLDER, self.engine.plain.reference)
 
-        metrics.sync()
+        records.sync()
         try:
             save_checkpoint(self.directory.checkpoint(state.step), self.engine.model, weights=weights, files=add)
         except AndromedaError as error:
@@ -162,12 +184,28 @@ class Session:
             warn(f"{error}; training goes on")
             return
         self.directory.keep(self.recipe.keep_last, self.recipe.keep_best)
-        if time.monotonic() - self._plotted > PLOT_SECONDS:
-            self._plot()
+        if time.monotonic() > self._look_back_at and state.step < self.recipe.num_steps:
+            self._look_back(f"Training stands at {self._reached()}.")
 
-    def _plot(self) -> bool:
-        self._plotted = time.monotonic()
-        return plot_losses(read_metrics(self.directory.metrics), self.directory.plot, str(self.directory.path))
+    def _reached(self) -> str:
+        return f"step {self.state.step:,} of {self.recipe.num_steps:,}"
+
+    def _look_back(self, status: str) -> bool:
+        """The summary and its pictures; training does not depend on them. False: there are no pictures."""
+        begin = time.monotonic()
+        held_out = "" if self.validation is None else f"; validation on {plural(len(self.validation.tokens), 'token')}"
+        about = About(
+            self.recipe, self.engine.model.config, self.engine.processes, status, self.data.described + held_out,
+            self.data.steps.longest,
+        )  # fmt: skip
+        try:
+            drawn = summarise(self.directory, about)
+        except Exception as error:  # noqa: BLE001 - a full disk, or whatever hinders drawing
+            warn(f"{self.directory.summary}: cannot be written: {error}")
+            drawn = True
+        seconds = time.monotonic() - begin
+        self._look_back_at = begin + seconds + max(LOOK_BACK_SECONDS, LOOK_BACK_SHARE * seconds)
+        return drawn
 
 
 def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None, processes: Processes) -> Session:

@@ -40,10 +40,12 @@ def _train(plan: Recipe, processes: Processes) -> None:
     from andromeda.training.lora import check_lora
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
+    from andromeda.training.trackers import check_trackers
 
     path = Path(plan.output)
     with processes.first_alone():
         check_lora(plan.lora, processes.ranks)
+        check_trackers(plan.track)
         stream = open_build(plan, check=processes.first)
         if processes.first and not RunDirectory(path).checkpoints():
             check_start(plan, stream)

@@ -50,7 +50,7 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
-        walk = _Walk(q, k, v, geometry)
+        walk = Walk(q, k, v, geometry)
         out = torch.empty_like(q)
         log_sum = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=walk.dtype)
         for tile in walk.tiles():
@@ -68,7 +68,7 @@ class _TiledAttention(torch.autograd.Function):
                 "attention: the tiled path has no second derivatives; take the reference (attn_flash=False)"
             )
         q, k, v, out, log_sum = ctx.saved_tensors
-        walk = _Walk(q, k, v, ctx.geometry)
+        walk = Walk(q, k, v, ctx.geometry)
         gradients = _Gradients(
             dq=torch.empty_like(q, dtype=walk.dtype),
             dk=torch.zeros_like(walk.k),
@@ -119,7 +119,7 @@ class _Gradients:
     log_sum: Tensor
 
 
-class _Walk:
+class Walk:
     """The tiles and bands of one call, and what is done in each."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> None:
@@ -174,15 +174,10 @@ class _Walk:
             yield _Tile(offset + rows.start, offset + rows.stop, earliest, latest, rows)
 
     def forward(self, tile: _Tile, band: _Band, out: Tensor, log_sum: Tensor) -> None:
-        q = self._queries(tile, band)  # (B, n, R, D)
-        lo = self._first_key(tile, band)
-        k_rotated = self._rotated_keys(tile, lo) if band.rotated else None
         top = None  # (B, n, R, 1) running maximum
         total: Tensor | float = 0.0
         acc: Tensor | float = 0.0
-        for j0, j1 in self._chunks(lo, tile.last):
-            k = self.k[:, :, j0:j1] if k_rotated is None else k_rotated[:, :, j0 - lo : j1 - lo]
-            p = self._logits(q, k, tile, band, j0, j1)
+        for keys, p in self.logits(tile, band):
             if not band.bounded:
                 new_top = p.amax(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).min)  # a chunk may be all unseen
                 if top is not None:
@@ -193,11 +188,20 @@ class _Walk:
                 top = new_top
             p.exp_()
             total = total + p.sum(-1, keepdim=True)
-            acc = acc + _heads_times_keys(p, self._of_band(self.v[:, :, j0:j1], band))
+            acc = acc + _heads_times_keys(p, self._of_band(self.v[:, :, keys], band))
         assert isinstance(total, Tensor) and isinstance(acc, Tensor)  # a query sees at least itself
         out[:, tile.rows].index_copy_(2, band.heads, (acc / total).transpose(1, 2).to(out.dtype))
         log = total.log() if top is None else total.log() + top
         log_sum[:, :, tile.rows].index_copy_(1, band.heads, log.squeeze(-1))
+
+    def logits(self, tile: _Tile, band: _Band) -> Iterator[tuple[slice, Tensor]]:
+        """Chunk by chunk: which keys, and (B, n, R, S) logits, -inf where unseen, which are the caller's to change."""
+        q = self._queries(tile, band)  # (B, n, R, D)
+        lo = self._first_key(tile, band)
+        k_rotated = self._rotated_keys(tile, lo) if band.rotated else None
+        for j0, j1 in self._chunks(lo, tile.last):
+            k = self.k[:, :, j0:j1] if k_rotated is None else k_rotated[:, :, j0 - lo : j1 - lo]
+            yield slice(j0, j1), self._logits(q, k, tile, band, j0, j1)
 
     def backward(self, tile: _Tile, grads: _Gradients) -> None:
         """Adds the tile's share to dk and dv, and writes its dq."""

@@ -15,7 +15,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
 from andromeda.training import guard
 from andromeda.training.engines import Engine
-from andromeda.training.metrics import Meter
+from andromeda.training.metrics import Meter, peak_memory
 from andromeda.training.objective import Batch
 from andromeda.training.optimizer import learning_rate
 from andromeda.training.processes import Processes
@@ -23,6 +23,10 @@ from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import Step, Steps
+
+
+class DivergedError(AndromedaError):
+    """The loss or its gradient is no number, or step after step is refused."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Outside:
         stop: whether this process is to stop after the step under way; all stop then.
         go_back: puts weights and optimizer where the newest checkpoint has them; False: there is none.
         warn: takes a line for whoever waits.
+        watch: looks at what the heads do, as often as a validation is due.
     """
 
     batches: Callable[[int, int], Batch]
@@ -46,6 +51,7 @@ class Outside:
     stop: Callable[[], bool]
     go_back: Callable[[], bool]
     warn: Callable[[str], object]
+    watch: Callable[[TrainingState], object] | None = None
 
 
 class Loop:
@@ -70,7 +76,7 @@ class Loop:
         """Until the recipe's last step, or until asked to stop; ends with a checkpoint either way.
 
         Raises:
-            AndromedaError: step after step is refused (see `guard`), from the last checkpoint on too, or the validation
+            DivergedError: step after step is refused (see `guard`), from the last checkpoint on too, or the validation
                 is no number; nothing is saved then.
         """
         recipe, state, saved_step = self.recipe, self.state, self.state.step
@@ -86,6 +92,8 @@ class Loop:
                 progress.log(line)
             else:
                 state.loss_seconds += time.perf_counter() - start
+            if self.outside.watch is not None and self._due(recipe.validate_every):
+                self.outside.watch(state)
             progress.advance(state.step)
             if self._due(recipe.save_every) and not state.refused:
                 self._save()
@@ -179,6 +187,7 @@ class Loop:
             "tokens_per_second": tokens_per_second,
             "flops_per_second": tokens_per_second * meter.flops_per_token(self._seq_len),
             "possible_flops_per_second": meter.possible_flops_per_second,
+            **peak_memory(self.processes.device),
         }
 
     def _validate(self) -> float:
@@ -195,15 +204,15 @@ class Loop:
         """The sums of the loss and of the objective's figures, of all processes since the last line of metrics.
 
         Raises:
-            AndromedaError: one of them or of the others is no number.
+            DivergedError: one of them or of the others is no number.
         """
         sums: list[float] = self.processes.sum(self._sums.cpu()).tolist()
         if not all(map(math.isfinite, (*sums, *others))):
             raise self._diverged()
         return sums
 
-    def _diverged(self) -> AndromedaError:
-        return AndromedaError(
+    def _diverged(self) -> DivergedError:
+        return DivergedError(
             f"training: at step {self.state.step} the loss or its gradient is no number any more, or far too large, so "
             "it stops and keeps the checkpoints it has; lower learning_rate, or raise warmup_steps"
         )

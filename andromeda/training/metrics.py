@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 
 # In a line of metrics.jsonl; all its other values are the same for every run of a recipe on one machine.
-TIMINGS = ("seconds", "tokens_per_second", "flops_per_second", "possible_flops_per_second")
+TIMINGS = (
+    "seconds", "tokens_per_second", "flops_per_second", "possible_flops_per_second", "peak_host_bytes",
+    "peak_device_bytes",
+)  # fmt: skip
 
 BACKWARD_AND_FORWARD = 3  # the backward pass makes two products for each of the forward pass
 PEAK_SECONDS = 0.3
@@ -63,6 +67,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _line(values: dict[str, Any]) -> str:
     return json.dumps(values, allow_nan=False) + "\n"
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process has had at once at most, of the host's memory, and of its device's where it has one."""
+    found = {"peak_host_bytes": peak_resident_bytes()}
+    if device.type == "cuda":
+        found["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def peak_resident_bytes() -> int:
+    """The kernel's own account where it gives one: ru_maxrss begins with the size of the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---- achieved and possible -----------------------------------------------------------------------

@@ -27,6 +27,7 @@ OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 Checkpointing = Literal["none", "selective", "full"]
 EngineName = Literal["ddp", "fsdp"]
 FailedSave = Literal["stop", "go_on"]
+Tracker = Literal["tensorboard", "trackio"]
 Scalar = int | float | bool | str | None
 
 # `preset`, and keys of the config; or `from` (a model directory or a run to go on from), and some of `continued.KEYS`
@@ -110,6 +111,7 @@ class Recipe:
     log_every: int = 10  # steps; so are the next two
     validate_every: int = 200
     save_every: int = 200
+    track: list[Tracker] = field(default_factory=list)  # dashboards to fill, beside metrics.jsonl: tensorboard, trackio
     keep_last: int = 2  # checkpoints
     keep_best: bool = False  # that of the lowest validation too
     patience: float = 1800.0  # seconds; of several processes, when none gets on for so long, all stop
@@ -394,7 +396,7 @@ NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")  # a key of an opti
 def _one_line(message: str) -> str:
     """What YAML or jsonargparse says, in a reader's words."""
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
-    for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave):
+    for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave, Tracker):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message))
     if wrong is None:

@@ -3,7 +3,9 @@
 recipe.yaml                  what is trained and how, every key
 checkpoints/step-00000100/   model directories, with `training/` in each
 data/                        token ids of the corpora
-metrics.jsonl, loss.png
+metrics.jsonl, heads.jsonl   what was measured, a line for each step that is logged
+summary.md, *.png            what became of it, for a reader
+tensorboard/                 the same, where the recipe asks for it
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ RECIPE = "recipe.yaml"
 # How processes share the work, too: a checkpoint has everything whole.
 FREE_KEYS = (
     "output", "data.build", "steps", "batch_size", "accumulate", "engine", "checkpointing",
-    "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save", "patience",
+    "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save", "patience", "track",
 )  # fmt: skip
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
 
@@ -45,7 +47,9 @@ class RunDirectory:
         self.path = path
         self.data = path / "data"
         self.metrics = path / "metrics.jsonl"
+        self.heads = path / "heads.jsonl"
         self.plot = path / "loss.png"
+        self.summary = path / "summary.md"
         self._checkpoints = path / RUN_CHECKPOINTS
 
     def checkpoints(self) -> list[Path]:

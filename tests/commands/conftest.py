@@ -14,8 +14,8 @@ from tests.commands.runs import write_recipe
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No picture, no long measurement; and so small a model is slower on two threads."""
-    monkeypatch.setattr("andromeda.commands.session.plot_losses", lambda *_: True)
+    """No summary, no long measurement; and so small a model is slower on two threads."""
+    monkeypatch.setattr("andromeda.commands.session.summarise", lambda *_: True)
     monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
     monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
     threads = torch.get_num_threads()

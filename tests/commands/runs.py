@@ -49,6 +49,10 @@ def untimed(directory: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
+def heads(directory: Path) -> list[dict[str, Any]]:
+    return read_metrics(directory / "heads.jsonl")
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     """Of the checkpoints, without times."""
     files = {}
@@ -63,12 +67,13 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def assert_same_run(directory: Path, other: Path) -> None:
-    """Weights, optimizer, random numbers, position, tokenizer and metrics: bit for bit."""
+    """Weights, optimizer, random numbers, position, tokenizer, metrics and heads: bit for bit."""
     ours, theirs = contents(directory), contents(other)
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert ours[name] == theirs[name], name
     assert untimed(directory) == untimed(other)
+    assert heads(directory) == heads(other)
     hidden = [path.name for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
     assert hidden == []
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, save_checkpoint
 from andromeda.commands import session
+from andromeda.commands.summary import About, summarise
 from andromeda.commands.train import train
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
@@ -27,7 +28,6 @@ from andromeda.tensorfile import load_tensors
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine
 from andromeda.training.metrics import TIMINGS, read_metrics
-from andromeda.training.plot import plot_losses
 from andromeda.training.state import load_state
 from tests.commands.runs import VERSE, assert_same_run, at_step, flip, kill_and_compare, refused, snapshot
 
@@ -48,10 +48,13 @@ def run(recipe: Path, *overrides: str) -> Path:
 def test_a_run_leaves_what_it_says(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("andromeda.commands.session.plot_losses", plot_losses)
+    monkeypatch.setattr("andromeda.commands.session.summarise", summarise)
     directory = run(recipe)
     names = sorted(path.name for path in directory.iterdir())
-    assert names == ["checkpoints", "data", "loss.png", "metrics.jsonl", "recipe.yaml"]
+    assert names == [
+        "checkpoints", "curves.png", "data", "heads.jsonl", "heads.png", "loss.png", "metrics.jsonl", "recipe.yaml",
+        "summary.md",
+    ]  # fmt: skip
     checkpoints = sorted(path.name for path in (directory / "checkpoints").iterdir())
     assert checkpoints == ["step-00000008", "step-00000012"]  # the last two
     newest = directory / "checkpoints" / "step-00000012"
@@ -60,13 +63,17 @@ def test_a_run_leaves_what_it_says(
     lines = read_metrics(directory / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 5, 6, 8, 10, 12]
     assert [line["step"] for line in lines if "validation_bits_per_byte" in line] == [5, 10, 12]
-    assert all(line[name] > 0 for line in lines for name in TIMINGS)
+    assert all(line[name] > 0 for line in lines for name in TIMINGS if name != "peak_device_bytes")
     assert lines[-1]["tokens"] == 12 * 4 * 16
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "tokenizer: trained, 300 tokens"
     assert "12 steps of 64 tokens" in out[2]
     assert out[-1] == f"{directory}: finished 12 steps; the model is {newest}"
-    assert f"loss curve: {directory / 'loss.png'}" in out
+    assert f"summary: {directory / 'summary.md'}" in out
+    summary = (directory / "summary.md").read_text()
+    assert "Finished." in summary and f"{lines[-1]['tokens']:,} trained on, in 12 steps" in summary
+    assert "`checkpoints/step-00000012`" in summary and "![heads](heads.png)" in summary
+    assert [line["step"] for line in read_metrics(directory / "heads.jsonl")] == [5, 10, 12]
 
 
 def test_validation_by_hand(recipe: Path) -> None:
@@ -107,27 +114,51 @@ def test_a_run_can_be_made_longer(recipe: Path, capsys: pytest.CaptureFixture[st
 def test_without_validation_or_matplotlib(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("andromeda.commands.session.plot_losses", plot_losses)
+    monkeypatch.setattr("andromeda.commands.session.summarise", summarise)
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     directory = run(recipe, "data.validation=[]")
-    assert not (directory / "loss.png").exists()
+    assert list(directory.glob("*.png")) == []
+    assert "![" not in (directory / "summary.md").read_text()
     out = capsys.readouterr().out
     assert "pip install 'andromeda-lm[train]'" in out and "no validation" in out
     assert not any("validation_bits_per_byte" in line for line in read_metrics(directory / "metrics.jsonl"))
+    for line in read_metrics(directory / "heads.jsonl"):
+        assert line.keys() == {"step", "tokens", "bounds", "windows"}
 
 
-def test_the_loss_curve_is_drawn_while_training_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PLOT_SECONDS", 0.0)
-    drawn: list[int] = []
+def test_the_summary_is_written_while_training_goes_on_and_when_it_stops(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LOOK_BACK_SECONDS", 0.0)
+    monkeypatch.setattr(session, "LOOK_BACK_SHARE", 0)
+    told: list[str] = []
 
-    def draw(lines: list[dict[str, Any]], *_: object) -> bool:
-        drawn.append(len(lines))
+    def look(_: object, about: About) -> bool:
+        told.append(about.status)
         return True
 
-    monkeypatch.setattr("andromeda.commands.session.plot_losses", draw)
-    run(recipe)
-    assert drawn == [2, 5, 7, 7]  # lines of metrics at steps 4, 8 and 12, and at the end
+    monkeypatch.setattr("andromeda.commands.session.summarise", look)
+    at_step(monkeypatch, 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run(recipe)
+    assert told == [
+        "Training stands at step 4 of 12.", "Training stands at step 8 of 12.", "Training stands at step 10 of 12.",
+        "Stopped at step 10 of 12; the same command goes on.",
+    ]  # fmt: skip
+
+
+def test_training_does_not_depend_on_the_summary(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("andromeda.commands.session.summarise", fail)
+    directory = run(recipe)
+    told = capsys.readouterr()
+    assert "finished 12 steps" in told.out
+    assert f"warning: {directory / 'summary.md'}: cannot be written: [Errno 28] No space left" in told.err
 
 
 def test_bfloat16_trains_and_keeps_float32(recipe: Path) -> None:

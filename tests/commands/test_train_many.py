@@ -11,10 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from andromeda.commands.train import train
 from tests.commands.launcher import Launcher
-from tests.commands.runs import ROOT, assert_same_run, untimed
+from tests.commands.runs import ROOT, assert_same_run, heads, untimed
 
 ENGINES = ["ddp", "fsdp"]
 PATIENCE = 240  # seconds
@@ -54,6 +55,10 @@ def test_two_train_as_one_does_and_one_goes_on(engine: str, launch: Launcher, re
     train(str(recipe), [f"output={two}", "schedule=constant"])
     for ours, theirs in zip(untimed(two), untimed(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+    for ours, theirs in zip(heads(two), heads(one), strict=True):
+        assert ours.keys() == theirs.keys() >= {"bounds", "windows", "entropies"}
+        for key in ("bounds", "entropies"):
+            torch.testing.assert_close(torch.tensor(ours[key]), torch.tensor(theirs[key]), rtol=1e-4, atol=2e-4)
 
 
 def test_a_mistake_is_told_once(recipe: Path) -> None:

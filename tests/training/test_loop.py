@@ -173,11 +173,13 @@ def test_what_happens_when(model: Andromeda, recipe: MakeRecipe) -> None:
         return call
 
     run.loop.outside = Outside(
-        sequences, note("validate"), note("save"), note("log"), lambda: False, lambda: False, lambda _: None
-    )
+        sequences, note("validate"), note("save"), note("log"), lambda: False, lambda: False, lambda _: None,
+        note("watch"),
+    )  # fmt: skip
     run.go()
     assert events == [
-        ("log", 2), ("save", 3), ("validate", 4), ("log", 4), ("validate", 5), ("log", 5), ("save", 5),
+        ("log", 2), ("save", 3), ("validate", 4), ("log", 4), ("watch", 4), ("validate", 5), ("log", 5), ("watch", 5),
+        ("save", 5),
     ]  # fmt: skip
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda, Attention
 from andromeda.training.metrics import (
     MetricsFile,
+    peak_memory,
     possible_flops_per_second,
     read_metrics,
     training_flops_per_token,
@@ -68,6 +70,27 @@ def test_flops_by_hand(model: Andromeda) -> None:
     keys = heads * sum(range(1, seq_len + 1)) / seq_len
     attention = 2 * 2 * 2 * dim_head * keys  # two blocks, q.k and p.v
     assert training_flops_per_token(Andromeda(config), seq_len) == pytest.approx(3 * (products + attention))
+
+
+def test_flops_by_torchs_own_count(model: Andromeda) -> None:
+    """It counts whole squares of attention; the products are what is left."""
+    config = replace(model.config, alibi_pos_bias=False, rotary_heads="none", rotary_xpos=False, attn_flash=False)
+    plain, seq_len = Andromeda(config), 10
+    ids = torch.zeros(1, seq_len, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        plain.logits(plain.hidden(ids)).sum().backward()
+    square = 2 * 2 * 2 * config.heads * config.dim_head * seq_len**2
+    # the backward pass of the first product would give the embedding's gradient, too: all have three
+    assert counter.get_total_flops() == 3 * (seq_len * config.flops_per_token(seq_len).products + square)
+    causal = square * (seq_len + 1) / (2 * seq_len)
+    expected = counter.get_total_flops() - 3 * (square - causal)
+    assert training_flops_per_token(plain, seq_len) * seq_len == pytest.approx(expected)
+
+
+def test_peak_memory_follows_what_is_held() -> None:
+    before = peak_memory(torch.device("cpu"))["peak_host_bytes"]
+    held = torch.ones(before // 4 + 2**24)  # as much again, and more
+    assert peak_memory(torch.device("cpu"))["peak_host_bytes"] > before + held.nbytes // 2
 
 
 def test_what_the_windows_skip_now_is_not_counted(model: Andromeda) -> None:

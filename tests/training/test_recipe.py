@@ -43,6 +43,13 @@ def test_a_recipe_with_its_defaults(path: Path) -> None:
     assert recipe.schedule == "cosine" and recipe.clip_norm == 1.0 and recipe.tokenizer.vocab_size is None
 
 
+def test_dashboards(path: Path) -> None:
+    assert read_recipe(path).track == []
+    assert read_recipe(path, ["track=[tensorboard]"]).track == ["tensorboard"]
+    with pytest.raises(AndromedaError, match=r"track: must be one of tensorboard, trackio; got 'wandb'"):
+        read_recipe(path, ["track=[wandb]"])
+
+
 def test_overrides(path: Path) -> None:
     recipe = read_recipe(
         path,
