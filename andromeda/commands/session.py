@@ -18,7 +18,15 @@ from andromeda.commands.output import count, plain_console, plural, say, warn
 from andromeda.commands.reference import set_reference
 from andromeda.commands.start import Start, model_to_train
 from andromeda.commands.summary import About, summarise
-from andromeda.commands.training_data import TrainingData, build_data, check_text_key, pairs_data, text_data
+from andromeda.commands.tasks import TaskData, prepare_tasks
+from andromeda.commands.training_data import (
+    TrainingData,
+    build_data,
+    check_text_key,
+    no_text,
+    pairs_data,
+    text_data,
+)
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
 from andromeda.data.windows import validation_batches
@@ -29,6 +37,8 @@ from andromeda.training.heads import certificates, entropies
 from andromeda.training.loop import DivergedError, Loop, Outside, in_turns
 from andromeda.training.lora import load_adapter, merged, save_adapter
 from andromeda.training.metrics import Meter, possible_flops_per_second, training_flops_per_token
+from andromeda.training.nebula.keep import load_tasks, save_tasks, split
+from andromeda.training.nebula.objective import attached
 from andromeda.training.objective import Batch, bits_per_byte, total_nats
 from andromeda.training.preference import Preferences, save_reference
 from andromeda.training.processes import Processes
@@ -54,6 +64,7 @@ class Session:
     state: TrainingState
     data: TrainingData
     validation: Corpus | None
+    tasks: TaskData | None = None
     _look_back_at: float = field(default_factory=lambda: time.monotonic() + LOOK_BACK_SECONDS)
 
     def introduce(self) -> None:
@@ -67,7 +78,7 @@ class Session:
         tokens = data.steps.tokens
         passes = recipe.num_steps * tokens / data.num_tokens if data.num_tokens else None
         say(
-            f"data: {data.described}, {held_out}; {plural(recipe.num_steps, 'step')} of {plural(tokens, 'token')}"
+            f"data: {self._described}, {held_out}; {plural(recipe.num_steps, 'step')} of {plural(tokens, 'token')}"
             + ("" if passes is None else f", {passes:.3g} times through the data")
         )
         if step:
@@ -93,9 +104,10 @@ class Session:
     def _loop(self, records: Records | None, stop: Callable[[], bool]) -> Loop:
         """Args: records: None in a process that does not write."""
         nothing: Callable[[dict[str, Any]], object] = lambda _: None  # noqa: E731
+        validates = self.validation is not None or (self.tasks is not None and self.tasks.validation)
         outside = Outside(
             batches=self.data.batches,
-            validate=None if self.validation is None else partial(self._validate, self.validation),
+            validate=self._validate if validates else None,
             save=(lambda _: self._gather()) if records is None else partial(self._save, records),
             log=nothing if records is None else records.metrics,
             stop=stop,
@@ -103,7 +115,8 @@ class Session:
             warn=warn,
             watch=partial(self._watch, nothing if records is None else records.heads),
         )
-        return Loop(self.recipe, self.engine, self.state, self.data.steps, self._meter(), outside)
+        taken = (self.recipe, self.engine, self.state, self.data.steps, self._meter(), outside)
+        return Loop(*taken) if self.tasks is None else self.tasks.loop(*taken)
 
     def _meter(self) -> Meter:
         processes = self.engine.processes
@@ -130,8 +143,15 @@ class Session:
                 line["entropies"] = entropies(self.engine.model, self.engine.objective, text, self.recipe.compile)
         write(line)
 
-    def _validate(self, corpus: Corpus) -> float:
-        """Bits per byte; processes take turns with the batches."""
+    def _validate(self) -> dict[str, float]:
+        """Figures for a line of metrics."""
+        values = {}
+        if self.validation is not None:
+            values["validation_bits_per_byte"] = self._bits_per_byte(self.validation)
+        return values if self.tasks is None else values | self.tasks.validate(self.engine)
+
+    def _bits_per_byte(self, corpus: Corpus) -> float:
+        """Processes take turns with the batches."""
         mine = in_turns(
             self._validation_batches(corpus, self.recipe.batch_size), self.engine.processes, self.data.steps.longest
         )
@@ -154,15 +174,18 @@ class Session:
         for path in self.directory.checkpoints():
             try:
                 weights, tensors = load_adapter(path) or load_checkpoint(path).state_dict(), load_state(path)[1]
+                tasks = load_tasks(path).tensors
             except AndromedaError:
                 continue
-            self.engine.take(weights)
+            self.engine.take({**weights, **tasks})
             self.engine.restore(tensors)
             return True
         return False
 
     def _save(self, records: Records, state: TrainingState) -> None:
         weights, tensors = self._gather()
+        weights, of_tasks = split(weights)
+        tasks = attached(self.engine.model)
         learned, lora = weights, self.recipe.lora
         if lora is not None:
             weights = merged(learned, lora)
@@ -172,6 +195,8 @@ class Session:
             save_state(folder, state, tensors)
             if lora is not None:
                 save_adapter(folder, learned, lora, str(self.recipe.model_from))
+            if tasks is not None:
+                save_tasks(folder, tasks, of_tasks)
             if isinstance(self.engine.plain, Preferences):
                 save_reference(folder / FOLDER, self.engine.plain.reference)
 
@@ -187,6 +212,10 @@ class Session:
         if time.monotonic() > self._look_back_at and state.step < self.recipe.num_steps:
             self._look_back(f"Training stands at {self._reached()}.")
 
+    @property
+    def _described(self) -> str:
+        return self.data.described if self.tasks is None else f"{self.data.described}, {self.tasks.described}"
+
     def _reached(self) -> str:
         return f"step {self.state.step:,} of {self.recipe.num_steps:,}"
 
@@ -195,7 +224,7 @@ class Session:
         begin = time.monotonic()
         held_out = "" if self.validation is None else f"; validation on {plural(len(self.validation.tokens), 'token')}"
         about = About(
-            self.recipe, self.engine.model.config, self.engine.processes, status, self.data.described + held_out,
+            self.recipe, self.engine.model.config, self.engine.processes, status, self._described + held_out,
             self.data.steps.longest,
         )  # fmt: skip
         try:
@@ -217,17 +246,22 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | No
     Raises:
         AndromedaError: text files without text, damaged or not UTF-8.
     """
-    validation = None
+    validation, tasks = None, None
+    model = model_to_train(recipe, start)
     with processes.first_alone():
         data = _data(recipe, run, start, stream)
+        if recipe.tasks:
+            longest = min(data.steps.lengths)
+            tasks = prepare_tasks(recipe, model, start.tokenizer, start.tasks, longest)
         if recipe.data.validation_paths:
             validation = load_corpus(recipe.data.validation_paths, start.tokenizer, run.data / "validation")
-    engine = build_engine(recipe, model_to_train(recipe, start), processes)
+    engine = build_engine(recipe, model, processes)
     if start.tensors is not None:
         engine.restore(start.tensors)
     if data.pairs is not None:
         set_reference(engine, data.pairs, start, recipe.batch_size)
-    return Session(recipe, run, engine, start.tokenizer, replace(start.state, data_key=data.key), data, validation)
+    state = replace(start.state, data_key=data.key)
+    return Session(recipe, run, engine, start.tokenizer, state, data, validation, tasks)
 
 
 def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> TrainingData:
@@ -236,6 +270,8 @@ def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None
     seq_len = recipe.sequence_length(start.model.config)
     if recipe.data.pairs:
         return pairs_data(recipe, run.data / "pairs", start.tokenizer, seq_len, start.state)
+    if not recipe.reads_text:
+        return no_text(recipe, seq_len)
     corpus = load_corpus(recipe.data.train_paths, start.tokenizer, run.data / "train")
     data = text_data(recipe, corpus, start.tokenizer, seq_len)
     check_text_key(start.state, data)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, load_config, resolve, tokenizer_path
 from andromeda.commands.output import binary_bytes, count, say, warn
+from andromeda.commands.tasks import read_tasks
 from andromeda.commands.training_data import within_build
 from andromeda.config import AndromedaConfig
 from andromeda.data.pairs import check_pairs
@@ -22,6 +23,7 @@ from andromeda.tokenizer import Tokenizer
 from andromeda.training.continued import continued
 from andromeda.training.fp8 import check_fp8
 from andromeda.training.lora import adapt, check_base, load_adapter
+from andromeda.training.nebula.keep import KeptTasks, load_tasks
 from andromeda.training.optimizer import check_optimizer
 from andromeda.training.preference import load_reference
 from andromeda.training.processes import Processes
@@ -43,6 +45,7 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
     check_optimizer(recipe)
     if recipe.precision == "fp8":
         check_fp8()
+    read_tasks(recipe)
     check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
     config = starting_config(recipe, stream=stream)
     recipe.sequence_length(config, longest(stream))
@@ -107,6 +110,7 @@ class Start:
         tensors: of the optimizer that goes on; None: a new one.
         reference: log-probabilities of pairs, of a run that trains on such.
         adapter: weights of the one that goes on, which `model` has merged; None: there is none, or a new one.
+        tasks: heads and balance that go on; None: new ones.
     """
 
     model: Andromeda
@@ -115,6 +119,7 @@ class Start:
     tensors: dict[str, Tensor] | None = None
     reference: Tensor | None = None
     adapter: dict[str, Tensor] | None = None
+    tasks: KeptTasks | None = None
 
 
 def find_start(recipe: Recipe, run: RunDirectory, stream: Stream | None, processes: Processes) -> Start:
@@ -135,8 +140,10 @@ def find_start(recipe: Recipe, run: RunDirectory, stream: Stream | None, process
 def resume(checkpoint: Path) -> Start:
     """From a checkpoint of the run itself. Raises AndromedaError for one that is damaged."""
     state, tensors = load_state(checkpoint)
-    reference, adapter = load_reference(checkpoint / FOLDER), load_adapter(checkpoint)
-    return Start(load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors, reference, adapter)
+    return Start(
+        load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors,
+        load_reference(checkpoint / FOLDER), load_adapter(checkpoint), load_tasks(checkpoint),
+    )  # fmt: skip
 
 
 def model_to_train(recipe: Recipe, start: Start) -> Andromeda:

@@ -15,6 +15,7 @@ from andromeda.commands.output import binary_bytes, count, plural, significant
 from andromeda.config import AndromedaConfig
 from andromeda.positions import head_slopes
 from andromeda.training.metrics import read_metrics
+from andromeda.training.nebula.curves import describe_tasks, plot_tasks
 from andromeda.training.plot import can_draw, plot_curves, plot_heads, plot_losses
 from andromeda.training.processes import Processes
 from andromeda.training.recipe import Recipe
@@ -68,10 +69,14 @@ def draw(run: RunDirectory, about: About, lines: Sequence[Line], heads: Sequence
     title, config = str(run.path), about.config
     plot_losses(lines, run.plot, title)
     plot_curves(lines, run.path / "curves.png", title, about.recipe.clip_norm)
-    if not heads or "bounds" not in heads[-1]:
-        return ["loss", "curves"]
-    plot_heads(heads, run.path / "heads.png", title, config.num_local_heads, about.seq_len)
-    return ["loss", "curves", "heads"]
+    drawn = ["loss", "curves"]
+    if about.recipe.tasks:
+        plot_tasks(lines, run.path / "tasks.png", title)
+        drawn.insert(1, "tasks")
+    if heads and "bounds" in heads[-1]:
+        plot_heads(heads, run.path / "heads.png", title, config.num_local_heads, about.seq_len)
+        drawn.append("heads")
+    return drawn
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -114,6 +119,7 @@ def _results(lines: Sequence[Line]) -> dict[str, str]:
         found["validation"] = f"{at}; lowest {lowest}"
     text = f", {last['train_bits_per_byte']:.4f} bits per byte" if "train_bits_per_byte" in last else ""
     found["training loss"] = f"{last['loss']:.4f}{text}, since the line before"
+    found |= {f"task {name}": figures for name, figures in describe_tasks(last).items()}
     found["tokens"] = f"{last['tokens']:,} trained on, in {plural(last['step'], 'step')}"
     found["time"] = f"{_duration(last['seconds'])} of training, without validation and checkpoints"
     found["speed"] = _speed(lines)

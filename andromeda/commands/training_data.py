@@ -75,6 +75,15 @@ def pairs_data(recipe: Recipe, folder: Path, tokenizer: Tokenizer, seq_len: int,
     return TrainingData(key, steps, pairs.batch, bytes_per_token, described, len(pairs) * steps.longest, pairs)
 
 
+def no_text(recipe: Recipe, seq_len: int) -> TrainingData:
+    """Of a recipe whose tasks have examples alone: a step takes no sequence."""
+
+    def none(first: int, count: int) -> Batch:
+        raise AssertionError(f"sequences {first} to {first + count - 1} of no text")
+
+    return TrainingData("", Steps((ENDLESS,), (seq_len,), 0, recipe.accumulate), none, 1.0, "no text", None)
+
+
 def build_data(recipe: Recipe, stream: Stream) -> TrainingData:
     steps = build_steps(recipe, stream)
     sizes = " and ".join(f"{length:,}" for length in dict.fromkeys(steps.lengths))

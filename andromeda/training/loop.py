@@ -35,7 +35,7 @@ class Outside:
 
     Attributes:
         batches: (first, count) -> that many sequences, by number.
-        validate: -> bits per byte; None: there is nothing to validate on.
+        validate: -> figures for a line of metrics; None: there is nothing to validate on.
         save: keeps the model, the optimizer and the state.
         log: takes a line of metrics.
         stop: whether this process is to stop after the step under way; all stop then.
@@ -45,7 +45,7 @@ class Outside:
     """
 
     batches: Callable[[int, int], Batch]
-    validate: Callable[[], float] | None
+    validate: Callable[[], dict[str, float]] | None
     save: Callable[[TrainingState], object]
     log: Callable[[dict[str, Any]], object]
     stop: Callable[[], bool]
@@ -87,7 +87,7 @@ class Loop:
             if validates or self._due(recipe.log_every):
                 line = self._line(start)
                 if validates:
-                    line["validation_bits_per_byte"] = self._validate()
+                    line |= self._validate()
                 self.outside.log(line)
                 progress.log(line)
             else:
@@ -106,14 +106,7 @@ class Loop:
     def step(self) -> None:
         """One optimizer step: the mean over all targets of its sequences, however they are split into batches."""
         state, step = self.state, self.steps.at(self.state.sequence)
-        parts = self._parts(step)
-        mine = [[int((part[1] != IGNORED).sum()), self.engine.plain.count(part)] for part in parts]
-        targets, count = self.processes.sum(torch.tensor(mine).sum(0)).tolist()
-        sums = torch.zeros_like(self._sums)
-        for number, part in enumerate(parts, start=1):
-            # A step may hold questions alone, of a conversation that was cut.
-            sums += self.engine.accumulate(part, max(1, count), last=number == len(parts))
-            self.processes.moved()
+        targets, count, sums = self._gradients(step)
         norm = self.engine.clip().item()
         sound = guard.is_sound(norm, state.norms, self.recipe.spike)
         if sound:
@@ -132,13 +125,23 @@ class Loop:
         if not sound:
             self._refuse(step, norm)
 
+    def _gradients(self, step: Step) -> tuple[int, int, Tensor]:
+        """Makes a step's. Returns its targets, of what its loss is the mean, and this process' `totals`."""
+        parts = self._parts(step)
+        mine = [[int((part[1] != IGNORED).sum()), self.engine.plain.count(part)] for part in parts]
+        targets, count = self.processes.sum(torch.tensor(mine).sum(0)).tolist()
+        sums = torch.zeros_like(self._sums)
+        for number, part in enumerate(parts, start=1):
+            # A step may hold questions alone, of a conversation that was cut.
+            sums += self.engine.accumulate(part, max(1, count), last=number == len(parts))
+            self.processes.moved()
+        return targets, count, sums
+
     def _refuse(self, step: Step, norm: float) -> None:
         """Says which sequences were left out, and goes back to a checkpoint after too many in a row."""
         state, last = self.state, step.first + step.count - 1
         size = f"{norm:.3g}" if math.isfinite(norm) else "no number"
-        self.outside.warn(
-            f"step {state.step}: the gradient of sequences {step.first} to {last} is {size}, so they are left out"
-        )
+        self.outside.warn(f"step {state.step}: the gradient of {self._named(step)} is {size}, so they are left out")
         self.outside.log({
             "step": state.step, "left_out": [step.first, last], "gradient_norm": norm if math.isfinite(norm) else None,
         })  # fmt: skip
@@ -148,6 +151,9 @@ class Loop:
             raise self._diverged()
         self.outside.warn(f"step {state.step}: weights and optimizer are back where the last checkpoint has them")
         state.refused, state.went_back = 0, True
+
+    def _named(self, step: Step) -> str:
+        return f"sequences {step.first} to {step.first + step.count - 1}"
 
     def _parts(self, step: Step) -> list[Batch]:
         """This process' share of a step, in batches: as many in every process, so some may have no target."""
@@ -168,33 +174,42 @@ class Loop:
 
     def _line(self, start: float) -> dict[str, Any]:
         """Figures since the line before; waits for the device."""
-        state, meter, plain = self.state, self.meter, self.engine.plain
-        loss, *figures = (total / max(1, state.loss_tokens) for total in self._checked_sums())
+        state, meter = self.state, self.meter
+        losses, (read, flops) = self._losses(), self._read()
         seconds = state.loss_seconds + time.perf_counter() - start
         state.seconds += seconds
-        tokens_per_second = state.loss_read / seconds
         self._sums.zero_()
         state.loss_tokens, state.loss_read, state.loss_seconds = 0, 0, 0.0
         return {
             "step": state.step,
             "tokens": state.tokens,
-            "loss": loss,
-            **dict(zip(plain.figures, figures, strict=True)),
-            **({"train_bits_per_byte": loss / math.log(2) / meter.bytes_per_token} if plain.is_text else {}),
+            **losses,
             "learning_rate": learning_rate(self.recipe, state.step - 1),
             "gradient_norm": state.norms[-1] if state.norms else None,
             "seconds": state.seconds,
-            "tokens_per_second": tokens_per_second,
-            "flops_per_second": tokens_per_second * meter.flops_per_token(self._seq_len),
+            "tokens_per_second": read / seconds,
+            "flops_per_second": flops / seconds,
             "possible_flops_per_second": meter.possible_flops_per_second,
             **peak_memory(self.processes.device),
         }
 
-    def _validate(self) -> float:
+    def _losses(self) -> dict[str, float]:
+        """The means of the loss and of the objective's figures since the line before."""
+        plain = self.engine.plain
+        loss, *figures = (total / max(1, self.state.loss_tokens) for total in self._checked_sums())
+        bits = {"train_bits_per_byte": loss / math.log(2) / self.meter.bytes_per_token} if plain.is_text else {}
+        return {"loss": loss, **dict(zip(plain.figures, figures, strict=True)), **bits}
+
+    def _read(self) -> tuple[int, float]:
+        """Tokens that went through the model since the line before, and the operations that they took."""
+        read = self.state.loss_read
+        return read, read * self.meter.flops_per_token(self._seq_len)
+
+    def _validate(self) -> dict[str, float]:
         assert self.outside.validate is not None
-        value = self.outside.validate()
-        self._checked_sums(value)
-        return value
+        values = self.outside.validate()
+        self._checked_sums(*values.values())
+        return values
 
     def _save(self) -> None:
         self.state.loss_sum, *self.state.figure_sums = self._checked_sums()

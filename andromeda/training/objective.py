@@ -30,7 +30,7 @@ class NextToken(nn.Module):
         precision: of matrix products; bfloat16 by autocast.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ()
+    figures: tuple[str, ...] = ()
     is_text: ClassVar[bool] = True
 
     def __init__(self, model: Andromeda, device: torch.device, precision: torch.dtype = torch.float32) -> None:

@@ -33,7 +33,7 @@ class Preferences(NextToken):
         reference: (pairs, 2) float64 log-probabilities of chosen and rejected answers, by the pair's number.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ("reward_margin", "reward_accuracy")
+    figures: tuple[str, ...] = ("reward_margin", "reward_accuracy")
     is_text: ClassVar[bool] = False
 
     def __init__(self, model: Andromeda, device: torch.device, precision: torch.dtype, beta: float) -> None:

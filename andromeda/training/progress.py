@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from andromeda.training.nebula.curves import describe_tasks
+
 LINE_SECONDS = 10.0  # between lines where there is no terminal
 
 
@@ -52,7 +54,7 @@ class _Bar:
         self._bar.update(self._task, completed=step)
 
     def log(self, values: dict[str, Any]) -> None:
-        validated = "validation_bits_per_byte" in values
+        validated = any("validation" in name for name in values)
         self._validation = values.get("validation_bits_per_byte", self._validation)
         self._bar.update(self._task, description=", ".join(describe(values, self._validation)))
         if validated:
@@ -68,7 +70,11 @@ class _Lines:
 
     def log(self, values: dict[str, Any]) -> None:
         now = time.monotonic()
-        if "validation_bits_per_byte" in values or values["step"] == self._steps or now - self._last >= LINE_SECONDS:
+        if (
+            any("validation" in name for name in values)
+            or values["step"] == self._steps
+            or now - self._last >= LINE_SECONDS
+        ):
             line = f"step {values['step']}/{self._steps}: {', '.join(describe(values))}"
             self._console.print(line, soft_wrap=True, highlight=False)
             self._last = now
@@ -83,6 +89,7 @@ def describe(values: dict[str, Any], validation: float | None = None) -> list[st
         f"loss {values['loss']:.3f}",
         *([f"margin {values['reward_margin']:.3f}"] if "reward_margin" in values else []),
         *([] if validation is None else [f"validation {validation:.3f} bits/byte"]),
+        *(f"{name}: {figures}" for name, figures in describe_tasks(values).items()),
         f"{values['tokens_per_second']:,.0f} tokens/s",
         f"{achieved / size:,.0f} of {possible / size:,.0f} {unit}FLOP/s",
     ]

@@ -20,6 +20,8 @@ from andromeda.config import AndromedaConfig, preset
 from andromeda.errors import AndromedaError
 from andromeda.training import continued
 from andromeda.training.lora_recipe import LoraRecipe
+from andromeda.training.nebula.nebula import Balancing
+from andromeda.training.nebula.recipe import Pooling, TaskKind, TaskRecipe, check_tasks, text_task
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16", "fp8"]
@@ -83,6 +85,8 @@ class Recipe:
     model: ModelKeys
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     lora: LoraRecipe | None = None  # of model.from an adapter is trained, and nothing else
+    tasks: dict[str, TaskRecipe] = field(default_factory=dict)  # by name; none: the next token of `data` alone
+    balance: Balancing = "fixed"  # of the tasks: by their weights alone, learned `uncertainty`, or `famo`
     output: str = ""  # the run directory; runs/NAME for NAME.yaml
 
     steps: int | None = None  # 1,000; with data.build as many as there are, which is also the most
@@ -150,7 +154,7 @@ class Recipe:
             self._check_pairs()
         what = "is for data.pairs; leave it out"
         _require(self.dpo_beta is None or bool(self.data.pairs), "dpo_beta", self.dpo_beta, what)
-        if not (self.data.build or self.data.pairs or self.data.train_paths):
+        if self.reads_text and not (self.data.build or self.data.pairs or self.data.train_paths):
             _require(False, "data.train", self.data.train, "must name at least one file, or data.build a build")
         _require(all(self.data.train_paths), "data.train", self.data.train, "is empty; name text files")
         _require(
@@ -173,6 +177,7 @@ class Recipe:
             self.lora.check()
         if self.model_from is not None:
             self._check_from()
+        self._check_tasks()
 
     def _check_from(self) -> None:
         for key, value in self.model_keys.items():
@@ -200,6 +205,21 @@ class Recipe:
         _require(self.dpo_beta is None or self.dpo_beta > 0, "dpo_beta", self.dpo_beta, "must be positive")
         what = "needs model.from, the model whose answers they are about"
         _require(self.model_from is not None, "data.pairs", self.data.pairs, what)
+
+    def _check_tasks(self) -> None:
+        check_tasks(self.tasks, self.balance)
+        _require(not (self.tasks and self.data.pairs), "data.pairs", self.data.pairs, "cannot be read beside `tasks`")
+        if not self.reads_text:
+            _require(self.data.build is None, "data.build", self.data.build, "needs a task of kind language_model")
+            _require(
+                bool(self.data.train_paths or self.tokenizer.path or self.model_from), "data.train", self.data.train,
+                "must name text to train a tokenizer on, or tokenizer.path or model.from one that exists",
+            )  # fmt: skip
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether `data` is learned; else a tokenizer is trained on it, if on anything."""
+        return not self.tasks or text_task(self.tasks) is not None
 
     @property
     def beta(self) -> float:
@@ -337,6 +357,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _keys(section: Any) -> dict[str, Any]:
     """What a section of a recipe may hold, and of which types; nothing where it is no section."""
+    if section == dict[str, TaskRecipe]:
+        return _AnyName(TaskRecipe)
     if section == ModelKeys:
         return {"preset": str, "from": str, **get_type_hints(AndromedaConfig)}
     section = next((choice for choice in get_args(section) if is_dataclass(choice)), section)  # X of X | None
@@ -345,13 +367,29 @@ def _keys(section: Any) -> dict[str, Any]:
     return {}
 
 
+class _AnyName(dict[str, Any]):
+    """Keys of a section whose names are the reader's to choose."""
+
+    def __init__(self, section: Any) -> None:
+        self.section = section
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __getitem__(self, key: str) -> Any:
+        return self.section
+
+
 def _check_keys(values: Mapping[str, Any], section: Any, where: str, prefix: str = "") -> None:
     known = _keys(section)
     for key, value in values.items():
         if key not in known:
             raise _unknown(f"{prefix}{key}", f"{prefix}{_closest(str(key), known)}", known, where)
         if _keys(known[key]) and isinstance(value, Mapping):
-            _check_keys(value, known[key], where, f"{key}.")
+            _check_keys(value, known[key], where, f"{prefix}{key}.")
 
 
 def _check_override(override: str) -> str:
@@ -396,8 +434,11 @@ NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")  # a key of an opti
 def _one_line(message: str) -> str:
     """What YAML or jsonargparse says, in a reader's words."""
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
-    for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave, Tracker):
+    message = re.sub(r"tasks: Problem with given class_path '\S+': (\w+):", r"tasks.*.\1:", message)
+    message = message.replace("tasks: Expected a dot import path string:", "tasks.*: must be keys with values; got")
+    for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave, Tracker, Balancing, Pooling, TaskKind):
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
+        message = message.replace(str(choices), f"one of {' | '.join(get_args(choices))}")
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message))
     if wrong is None:
         return message

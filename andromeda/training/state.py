@@ -37,6 +37,7 @@ class TrainingState:
     loss_tokens: int = 0  # that loss_sum is of; pairs, of training on pairs
     loss_read: int = 0  # tokens that went through the model meanwhile: those that are not learned, and padding, too
     loss_seconds: float = 0.0
+    examples_read: int = 0  # tokens of tasks' examples that went through the model meanwhile, about
     norms: list[float] = field(default_factory=list)  # of the gradients followed last
     refused: int = 0  # steps in a row whose gradient was not followed
     went_back: bool = False  # to a checkpoint, and followed no gradient since

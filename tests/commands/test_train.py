@@ -344,7 +344,7 @@ def test_a_full_disk_stops_training_or_is_told(
 
 def test_the_best_checkpoint_may_stay(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 1.0, 2.0, 4.0])
-    monkeypatch.setattr(session.Session, "_validate", lambda *_: next(values))
+    monkeypatch.setattr(session.Session, "_bits_per_byte", lambda *_: next(values))
     directory = run(recipe, "keep_best=true", "keep_last=1", "validate_every=3", "save_every=3")
     assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == ["step-00000006", "step-00000012"]
 

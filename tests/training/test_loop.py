@@ -26,6 +26,8 @@ from andromeda.training.steps import ENDLESS, Steps
 MakeRecipe = Callable[..., Recipe]
 METER = Meter(bytes_per_token=2.0, flops_per_token=lambda seq_len: 1e6 * seq_len / 16, possible_flops_per_second=1e9)
 
+VALIDATED = {"validation_bits_per_byte": 1.5}
+
 
 def sequences(first: int, count: int) -> Batch:
     """Sequence n from n alone; some have few targets."""
@@ -146,14 +148,14 @@ def test_no_clipping(model: Andromeda, recipe: MakeRecipe) -> None:
 @pytest.mark.parametrize("stop_after", range(1, 7))
 def test_stopped_anywhere_and_resumed_it_is_the_same(model: Andromeda, recipe: MakeRecipe, stop_after: int) -> None:
     plan = recipe(steps=7, batch_size=4, log_every=3, validate_every=2, save_every=5, warmup_steps=2)
-    whole = Run(model, plan, validate=lambda: 1.5).go()
-    stopped = Run(model, plan, validate=lambda: 1.5)
+    whole = Run(model, plan, validate=lambda: VALIDATED).go()
+    stopped = Run(model, plan, validate=lambda: VALIDATED)
     stopped.loop.outside = Outside(
         **{**vars(stopped.loop.outside), "stop": lambda: stopped.loop.state.step == stop_after}
     )
     stopped.go()
     assert stopped.saved[-1][2].step == stop_after
-    resumed = Run(model, plan, start=stopped, validate=lambda: 1.5).go()
+    resumed = Run(model, plan, start=stopped, validate=lambda: VALIDATED).go()
     for ours, theirs in zip(resumed.weights(), whole.weights(), strict=True):
         assert torch.equal(ours, theirs)
     assert stopped.untimed() + resumed.untimed() == whole.untimed()
@@ -165,10 +167,10 @@ def test_what_happens_when(model: Andromeda, recipe: MakeRecipe) -> None:
     plan = recipe(steps=5, batch_size=2, log_every=2, validate_every=4, save_every=3)
     run = Run(model, plan)
 
-    def note(name: str) -> Callable[..., float]:
-        def call(*_: object) -> float:
+    def note(name: str) -> Callable[..., dict[str, float]]:
+        def call(*_: object) -> dict[str, float]:
             events.append((name, run.loop.state.step))
-            return 1.5
+            return VALIDATED
 
         return call
 
@@ -254,7 +256,7 @@ def test_after_five_in_a_row_it_goes_back_once(model: Andromeda, recipe: MakeRec
 
 
 def test_a_validation_that_is_no_number(model: Andromeda, recipe: MakeRecipe) -> None:
-    run = Run(model, recipe(batch_size=2), validate=lambda: math.nan)
+    run = Run(model, recipe(batch_size=2), validate=lambda: {"validation_bits_per_byte": math.nan})
     with pytest.raises(AndromedaError, match="at step 6 the loss"):
         run.go()
     assert run.saved == []

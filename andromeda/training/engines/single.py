@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from andromeda.model import Andromeda
 from andromeda.training.activations import prepare_blocks
+from andromeda.training.nebula.objective import Mixed, Multitask, attached
 from andromeda.training.objective import Batch, NextToken
 from andromeda.training.optimizer import build_optimizer, set_learning_rate
 from andromeda.training.preference import Preferences
@@ -22,6 +23,8 @@ from andromeda.training.state import optimizer_tensors, restore
 def build_objective(recipe: Recipe, model: Andromeda, device: torch.device) -> NextToken:
     """What the recipe asks to be made small."""
     precision = recipe.activations
+    if attached(model) is not None:
+        return Multitask(model, device, precision)
     if recipe.data.pairs_paths:
         return Preferences(model, device, precision, recipe.beta)
     return NextToken(model, device, precision)
@@ -59,7 +62,7 @@ class Engine:
     def wrap(self) -> None:
         """Puts around the objective what spreads it, before the optimizer sees the parameters."""
 
-    def accumulate(self, batch: Batch, divisor: Tensor | float, last: bool) -> Tensor:
+    def accumulate(self, batch: Batch | Mixed, divisor: Tensor | float, last: bool) -> Tensor:
         """Adds a batch's gradient to those of its step, divided by `divisor`; returns its `totals`.
 
         After the `last` batch of a step the gradients are those of the sum over all processes.
@@ -116,6 +119,9 @@ class Engine:
                 if not parameter.requires_grad:
                     continue
                 parameter.copy_(self.part(weights[name], parameter))
+            for name, buffer in self.model.named_buffers():
+                if name in weights:  # others are computed
+                    buffer.copy_(weights[name])
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002 - for engines that share weights out
         """What this process holds of a whole tensor that belongs to a parameter."""

@@ -110,7 +110,8 @@ class Nebula(nn.Module):
         total = torch.stack([torch.as_tensor(x, device=device) for x in sums])
         held = torch.stack([torch.as_tensor(x, device=device, dtype=total.dtype) for x in mine])
         over = (held if counts is None else counts.to(total)).clamp(min=torch.finfo(total.dtype).tiny)
-        self.balance.to(device)
+        if self.balance.weights.device != device:
+            self.balance.to(device)
         coefficients = self.balance.coefficients().to(total.dtype)
         loss = (coefficients * total / over).sum() + share * self.balance.penalty()
         return Total(loss, total.detach(), held)

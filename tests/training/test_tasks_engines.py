@@ -1,0 +1,109 @@
+"""Tasks on several processes: the curves of one, and any of them goes on where another stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from andromeda.model import Andromeda
+from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.training.engines import build_engine
+from andromeda.training.loop import Outside
+from andromeda.training.metrics import TIMINGS
+from andromeda.training.nebula.keep import load_tasks, restore_tasks, save_tasks, split
+from andromeda.training.nebula.loop import MultitaskLoop, Source
+from andromeda.training.nebula.objective import attached
+from andromeda.training.processes import Processes
+from andromeda.training.progress import Silent
+from andromeda.training.recipe import DataRecipe, Recipe
+from andromeda.training.state import TrainingState
+from andromeda.training.steps import ENDLESS, Steps
+from tests.ranks import Ranks
+from tests.training.conftest import TINY
+from tests.training.test_loop import METER, sequences
+from tests.training.test_tasks import RECIPES, SIZES, examples, with_tasks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    pool = Ranks(2, tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()
+
+
+def run(group: Any, engine_name: Any, balance: Any, until: int, folder: str, goes_on: bool) -> list[dict[str, Any]]:
+    """Trains to a step, from what the folder has if it goes on, and leaves it there."""
+    processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    recipe = Recipe(
+        data=DataRecipe(train="a.txt"), model={"preset": "nano"}, tasks=RECIPES, balance=balance, engine=engine_name,
+        steps=4, batch_size=1, accumulate=3, warmup_steps=1, learning_rate=0.01, log_every=1, clip_norm=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, place, state = with_tasks(Andromeda(TINY), balance), Path(folder), TrainingState()
+    tasks = attached(model)
+    assert tasks is not None
+    if goes_on:
+        model.load_state_dict(load_tensors(place / "weights")[0], strict=False)
+        restore_tasks(tasks, load_tasks(place))
+        held = load_tensors(place / "optimizer")[0]
+        state.step, state.sequence, state.tokens = held.pop("random/counts").tolist()
+    engine = build_engine(recipe, model, processes)
+    if goes_on:
+        engine.restore(held)
+    processes.wait()  # all have read what the first will write
+
+    def save(state: TrainingState) -> None:
+        mine, theirs = engine.weights(), engine.optimizer_tensors()
+        if processes.first:
+            weights, of_tasks = split(mine)
+            (place / "training").mkdir(exist_ok=True)
+            save_tasks(place, tasks, of_tasks)
+            save_tensors(place / "weights", weights)
+            counts = torch.tensor([state.step, state.sequence, state.tokens])
+            save_tensors(place / "optimizer", {**theirs, "random/counts": counts})
+
+    lines: list[dict[str, Any]] = []
+    outside = Outside(sequences, None, save, lines.append, lambda: state.step == until, lambda: False, lambda _: None)
+    sources = {name: Source(partial(examples, name), n) for name, n in SIZES.items()}
+    taken = (recipe, engine, state, Steps((ENDLESS,), (16,), 1, 3), METER, outside)
+    MultitaskLoop(*taken, sources=sources, longest=16, trunk_flops=1e6).run(Silent())
+    return [{key: x for key, x in line.items() if key not in TIMINGS} for line in lines]
+
+
+CASES = pytest.mark.parametrize(
+    ("engine", "balance"), [("ddp", "famo"), ("ddp", "uncertainty"), ("fsdp", "uncertainty"), ("fsdp", "famo")]
+)
+
+
+@CASES
+def test_two_train_as_one_does_and_one_goes_on(engine: str, balance: str, ranks: Ranks, tmp_path: Path) -> None:
+    """Five, three and two examples for six parts of a step, so that some have none."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = run(None, "ddp", balance, 4, str(one), False)
+    found, other = ranks(run, 2, engine, balance, 2, str(two), False)
+    assert found == other
+    found += run(None, "ddp", balance, 4, str(two), True)
+    assert len(found) == len(expected) == 4
+    for line, exact in zip(found, expected, strict=True):
+        assert line == pytest.approx(exact, rel=2e-5 if balance == "uncertainty" else 2e-4)  # FAMO enlarges rounding
+
+
+def test_two_go_on_where_two_stopped_bit_for_bit(ranks: Ranks, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    for until, folder, goes_on in ((4, whole, False), (2, parts, False), (4, parts, True)):
+        ranks(run, 2, "fsdp", "uncertainty", until, str(folder), goes_on)
+    for name in ("weights", "optimizer", "heads.safetensors", "training/balance.safetensors"):
+        ours, theirs = load_tensors(parts / name)[0], load_tensors(whole / name)[0]
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
