@@ -21,6 +21,7 @@ from andromeda.training.optimizer import learning_rate
 from andromeda.training.processes import Processes
 from andromeda.training.progress import Progress
 from andromeda.training.recipe import Recipe
+from andromeda.training.scaling import LossScale
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import Step, Steps
 
@@ -71,6 +72,7 @@ class Loop:
         self._sums = torch.zeros(1 + len(engine.plain.figures), dtype=torch.float64, device=self.processes.device)
         self._sums[: len(before)] += torch.tensor(before, dtype=torch.float64, device=self.processes.device)
         self._seq_len = steps.longest  # of the last step
+        self._most_tokens: int | None = None  # of a forward pass, once memory has shown a limit
 
     def run(self, progress: Progress) -> None:
         """Until the recipe's last step, or until asked to stop; ends with a checkpoint either way.
@@ -106,8 +108,12 @@ class Loop:
     def step(self) -> None:
         """One optimizer step: the mean over all targets of its sequences, however they are split into batches."""
         state, step = self.state, self.steps.at(self.state.sequence)
-        targets, count, sums = self._gradients(step)
+        self.engine.loss_scale = state.loss_scale if self.recipe.precision == "float16" else 1.0
+        while (gradients := self._tried(step)) is None:
+            self._halve(step)
+        targets, count, sums = gradients
         norm = self.engine.clip().item()
+        overflowed = self._rescale(norm)
         sound = guard.is_sound(norm, state.norms, self.recipe.spike)
         if sound:
             self.engine.move(learning_rate(self.recipe, state.step))
@@ -117,13 +123,20 @@ class Loop:
             state.norms, state.refused, state.went_back = guard.remembered(norm, state.norms), 0, False
         else:
             self.engine.forget()
-            state.refused += 1
+            state.refused += not overflowed
         state.step += 1
         state.sequence += step.count
         state.loss_read += step.count * step.seq_len
         self._seq_len = step.seq_len
-        if not sound:
+        if not sound and not overflowed:
             self._refuse(step, norm)
+
+    def _tried(self, step: Step) -> tuple[int, int, Tensor] | None:
+        """`_gradients`; None: they need more memory than there is."""
+        try:
+            return self._gradients(step)
+        except torch.OutOfMemoryError:
+            return None
 
     def _gradients(self, step: Step) -> tuple[int, int, Tensor]:
         """Makes a step's. Returns its targets, of what its loss is the mean, and this process' `totals`."""
@@ -136,6 +149,37 @@ class Loop:
             sums += self.engine.accumulate(part, max(1, count), last=number == len(parts))
             self.processes.moved()
         return targets, count, sums
+
+    def _halve(self, step: Step) -> None:
+        """Lets half as many tokens through the model at once from here on.
+
+        Raises:
+            AndromedaError: there is one sequence at a time already, or other processes wait for this one.
+        """
+        self.engine.forget()
+        if self.processes.device.type == "cuda":
+            torch.cuda.empty_cache()
+        at_once = self._at_once(step)
+        what = f"training: out of memory with {at_once} sequences of {step.seq_len:,} tokens at once"
+        if at_once == 1 or self.processes.ranks > 1:
+            raise AndromedaError(f"{what}; set checkpointing=full, or less in batch_size or in the length of sequences")
+        self._most_tokens = at_once // 2 * step.seq_len
+        self.outside.warn(f"{what}; going on with {at_once // 2}, which changes no step beyond rounding")
+
+    def _at_once(self, step: Step) -> int:
+        """Sequences of one forward pass."""
+        if self._most_tokens is None:
+            return step.at_once
+        return max(1, min(step.at_once, self._most_tokens // step.seq_len))
+
+    def _rescale(self, norm: float) -> bool:
+        """Moves float16's loss scale. Returns whether that was why a gradient is no number."""
+        if self.recipe.precision != "float16":
+            return False
+        finite, scale = math.isfinite(norm), LossScale(self.state.loss_scale, self.state.finite)
+        after = scale.after(finite)
+        self.state.loss_scale, self.state.finite = after.value, after.finite
+        return not finite and scale.value > 1
 
     def _refuse(self, step: Step, norm: float) -> None:
         """Says which sequences were left out, and goes back to a checkpoint after too many in a row."""
@@ -161,9 +205,9 @@ class Loop:
         share = step.share(self.processes.rank, ranks)
         parts: list[Batch] = []
         if share.count:
-            parts = list(_split(self.outside.batches(share.first, share.count), step.at_once))
+            parts = list(_split(self.outside.batches(share.first, share.count), self._at_once(step)))
         largest = -(-step.count // ranks)
-        missing = -(-largest // step.at_once) - len(parts)
+        missing = -(-largest // self._at_once(step)) - len(parts)
         return parts + [empty_batch(step.seq_len)] * missing
 
     def _told_to_stop(self) -> bool:

@@ -24,7 +24,7 @@ from andromeda.training.nebula.nebula import Balancing
 from andromeda.training.nebula.recipe import Pooling, TaskKind, TaskRecipe, check_tasks, text_task
 
 Schedule = Literal["cosine", "wsd", "constant"]
-Precision = Literal["float32", "bfloat16", "fp8"]
+Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 Checkpointing = Literal["none", "selective", "full"]
 EngineName = Literal["ddp", "fsdp"]
@@ -228,7 +228,7 @@ class Recipe:
 
     @property
     def activations(self) -> torch.dtype:
-        return torch.float32 if self.precision == "float32" else torch.bfloat16
+        return torch.bfloat16 if self.precision == "fp8" else getattr(torch, self.precision)
 
     @property
     def num_steps(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.training import scaling
 from andromeda.training.adamw8bit import from_plain, to_plain
 
 FOLDER, COUNTS, TENSORS = "training", "state.json", "optimizer.safetensors"
@@ -41,6 +42,8 @@ class TrainingState:
     norms: list[float] = field(default_factory=list)  # of the gradients followed last
     refused: int = 0  # steps in a row whose gradient was not followed
     went_back: bool = False  # to a checkpoint, and followed no gradient since
+    loss_scale: float = scaling.START  # of float16 alone, as is the next
+    finite: int = 0  # steps in a row that this scale was not too much for
     data_key: str = ""  # fingerprint of the training data; of a build, the SHA-256 of its manifest
 
 

@@ -20,6 +20,7 @@ from andromeda.training.objective import Batch
 from andromeda.training.optimizer import build_optimizer, learning_rate
 from andromeda.training.processes import Processes
 from andromeda.training.recipe import Recipe
+from andromeda.training.scaling import LossScale
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
 
@@ -276,3 +277,80 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # so small a model is slower on two
     yield
     torch.set_num_threads(threads)
+
+
+class TestMemory:
+    def run_with_room_for(self, most: int, model: Andromeda, plan: Recipe) -> Run:
+        run = Run(model, plan)
+        accumulate = run.engine.accumulate
+
+        def limited(batch: Any, *others: Any, **more: Any) -> Tensor:
+            totals = accumulate(batch, *others, **more)  # the gradient is there when memory runs out
+            if len(batch[0]) > most:
+                raise torch.OutOfMemoryError
+            return totals
+
+        run.engine.accumulate = limited  # type: ignore[method-assign]
+        return run.go()
+
+    def test_less_goes_through_at_once_and_the_steps_are_the_same(self, model: Andromeda, recipe: MakeRecipe) -> None:
+        limited = self.run_with_room_for(2, model, recipe(batch_size=6, accumulate=2, log_every=1))
+        expected = Run(model, recipe(batch_size=1, accumulate=12, log_every=1)).go()
+        for ours, theirs in zip(limited.weights(), expected.weights(), strict=True):
+            assert torch.equal(ours, theirs)
+        assert limited.untimed() == expected.untimed()
+        assert limited.warnings == [
+            f"training: out of memory with {before} sequences of 16 tokens at once; going on with {after}, which "
+            "changes no step beyond rounding"
+            for before, after in ((6, 3), (3, 1))
+        ]
+
+    def test_one_sequence_is_too_much(self, model: Andromeda, recipe: MakeRecipe) -> None:
+        with pytest.raises(AndromedaError, match=r"out of memory with 1 sequences of 16 tokens.*checkpointing=full"):
+            self.run_with_room_for(0, model, recipe(batch_size=2))
+
+
+class TestFloat16:
+    def test_it_learns_as_in_float32(self, model: Andromeda, recipe: MakeRecipe) -> None:
+        keys: dict[str, Any] = {"batch_size": 4, "log_every": 1, "learning_rate": 0.01, "warmup_steps": 0}
+        exact, half = (Run(model, recipe(**keys, precision=name)).go() for name in ("float32", "float16"))
+        for line, other in zip(half.untimed(), exact.untimed(), strict=True):
+            assert line["loss"] == pytest.approx(other["loss"], rel=0.01)
+            assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=0.05)
+        assert half.loop.state.finite == 6 and not half.warnings
+
+    def test_a_scale_that_is_too_much_is_halved_and_no_step_is_refused_for_it(
+        self, model: Andromeda, recipe: MakeRecipe
+    ) -> None:
+        run = Run(model, recipe(batch_size=4, precision="float16", steps=30, warmup_steps=0))
+        run.loop.state.loss_scale = 2.0**36
+        run.go()
+        assert 1 < run.loop.state.loss_scale < 2.0**36 and run.loop.state.finite > 0
+        assert not run.warnings and run.loop.state.refused == 0
+
+    def test_weights_that_are_no_number_end_it(self, model: Andromeda, recipe: MakeRecipe) -> None:
+        run = Run(model, recipe(batch_size=4, precision="float16", steps=60))
+        run.loop.state.loss_scale = 8.0
+        run.model.blocks[0].feed_forward.up.weight.data[0, 0] = math.nan
+        with pytest.raises(AndromedaError, match="is no number any more"):
+            run.go()
+        assert run.loop.state.loss_scale == 1 and run.loop.state.step == 3 + 5
+
+    def test_it_goes_on_with_the_scale_it_had(self, model: Andromeda, recipe: MakeRecipe) -> None:
+        plan = recipe(batch_size=4, precision="float16", steps=6)
+        whole = Run(model, plan).go()
+        part = Run(model, plan, stop=iter([False] * 3 + [True] * 2).__next__).go()
+        resumed = Run(model, plan, start=part).go()
+        assert all(map(torch.equal, resumed.weights(), whole.weights()))
+        assert (resumed.loop.state.loss_scale, resumed.loop.state.finite) == (2.0**16, 6)
+
+
+@pytest.mark.parametrize(
+    ("finite", "before", "after"),
+    [
+        (True, (4.0, 5), (4.0, 6)), (True, (4.0, 1999), (8.0, 0)), (False, (4.0, 7), (2.0, 0)),
+        (False, (1.0, 0), (1.0, 0)),
+    ],
+)  # fmt: skip
+def test_the_loss_scale(finite: bool, before: tuple[float, int], after: tuple[float, int]) -> None:
+    assert LossScale(*before).after(finite) == LossScale(*after)

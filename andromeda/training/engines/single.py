@@ -38,6 +38,7 @@ class Engine:
     Attributes:
         objective: what is made small, of a batch.
         plain: the same, before anything is put around it.
+        loss_scale: what losses are multiplied by on the way back, so that gradients fit in float16.
         averaged_over: how many processes' gradients it takes the mean of, where their sum is wanted.
 
     Args:
@@ -46,7 +47,7 @@ class Engine:
 
     def __init__(self, recipe: Recipe, model: Andromeda, processes: Processes) -> None:
         self.recipe, self.processes = recipe, processes
-        self.averaged_over = 1
+        self.averaged_over, self.loss_scale = 1, 1.0
         self.model = model.to(processes.device)
         prepare_blocks(self.model, recipe)
         self.plain = build_objective(recipe, model, processes.device)
@@ -69,7 +70,7 @@ class Engine:
         """
         with self.adding_up(last):
             totals = self.plain.totals(self.objective(batch))
-            (totals[0] * self.averaged_over / divisor).backward()
+            (totals[0] * (self.averaged_over * self.loss_scale) / divisor).backward()
         return totals.detach()
 
     def adding_up(self, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - for engines of many processes
@@ -77,7 +78,11 @@ class Engine:
         return nullcontext()
 
     def clip(self) -> Tensor:
-        """Clips the gradient of a step. Returns the norm of all of it before."""
+        """Clips the gradient of a step. Returns the norm of all of it before; no number if loss_scale is too much."""
+        if self.loss_scale != 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.loss_scale)
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
 
     def move(self, learning_rate: float) -> None:
