@@ -11,7 +11,7 @@ from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, load_config, resolve, tokenizer_path
 from andromeda.commands.output import binary_bytes, count, say, warn
-from andromeda.commands.tasks import read_tasks
+from andromeda.commands.tasks import check_teachers, read_tasks
 from andromeda.commands.training_data import within_build
 from andromeda.config import AndromedaConfig
 from andromeda.data.pairs import check_pairs
@@ -54,7 +54,11 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
     vocab_size = recipe.tokenizer.vocab_size if tokenizer is None else tokenizer.vocab_size
     if fixed and vocab_size is not None:
         check_vocabulary(config, vocab_size)
-    _check_memory(starting_config(recipe, vocab_size, stream))
+    config = starting_config(recipe, vocab_size, stream)
+    _check_memory(config)
+    if tokenizer is None and recipe.model_from is not None:
+        tokenizer = Tokenizer.load(resolve(recipe.model_from))
+    check_teachers(recipe, config.num_tokens, tokenizer)
     if stream is not None:
         within_build(recipe, stream, TrainingState())
     if recipe.data.pairs:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from andromeda.checkpoint import load_checkpoint, load_config, resolve
 from andromeda.commands.output import plural, warn
 from andromeda.data.examples import Example, read_examples
 from andromeda.data.permutation import shuffled
@@ -22,7 +23,7 @@ from andromeda.training.nebula.keep import KeptTasks, restore_tasks
 from andromeda.training.nebula.loop import MultitaskLoop, Source, described
 from andromeda.training.nebula.objective import Examples, Tasks, attach, attached, mix, nothing, table_of
 from andromeda.training.nebula.packing import encode_inputs
-from andromeda.training.nebula.recipe import TaskRecipe
+from andromeda.training.nebula.recipe import OF_TEXT, TaskRecipe
 from andromeda.training.nebula.targets import build_target, found_kind
 from andromeda.training.recipe import Recipe
 from andromeda.training.state import TrainingState
@@ -53,7 +54,7 @@ def read_tasks(recipe: Recipe, specs: Mapping[str, HeadSpec] | None = None) -> d
     """
     read: dict[str, TaskFiles] = {}
     for name, task in recipe.tasks.items():
-        if task.stated_kind != "language_model":
+        if task.stated_kind not in OF_TEXT:
             train, validation = (
                 read_examples(paths, task.input, task.target) for paths in (task.train_paths, task.validation_paths)
             )
@@ -69,13 +70,33 @@ def read_tasks(recipe: Recipe, specs: Mapping[str, HeadSpec] | None = None) -> d
 def _spec(name: str, task: TaskRecipe, examples: Sequence[Example]) -> HeadSpec:
     values = [example.target for example in examples]
     kind = found_kind(values, name) if task.kind is None else task.kind
-    assert kind != "language_model"
     task.check(name, kind)
+    assert kind != "language_model" and kind != "distillation"
     return HeadSpec(build_target(kind, values, lambda i: examples[i].where, task.labels, name), task.pooling)
 
 
 def _encode(spec: HeadSpec, examples: Sequence[Example]) -> Tensor:
     return spec.target.encode([example.target for example in examples], lambda i: examples[i].where)
+
+
+def check_teachers(recipe: Recipe, num_tokens: int, tokenizer: Tokenizer | None) -> None:
+    """
+    Args:
+        num_tokens: of the model that learns.
+        tokenizer: its own; None: one that is yet to be trained.
+
+    Raises:
+        AndromedaError: a teacher is no model directory, or has other tokens.
+    """
+    for name, task in recipe.tasks.items():
+        if task.teacher is not None:
+            folder = resolve(task.teacher)
+            theirs = load_config(folder).num_tokens
+            if tokenizer is None or Tokenizer.load(folder).sha256 != tokenizer.sha256 or theirs != num_tokens:
+                raise task.wrong(
+                    name, "teacher",
+                    f"has other tokens than the model ({theirs:,}, and {num_tokens:,}); let tokenizer.path name it",
+                )  # fmt: skip
 
 
 class TaskExamples:
@@ -144,7 +165,7 @@ class TaskData:
                 step = Step(first, min(together, len(examples.inputs) - first), self.longest, VALIDATED)
                 own = step.share(processes.rank, processes.ranks)
                 taken = examples.in_order(own.first, own.count) if own.count else nothing(tasks, name)
-                with torch.no_grad():
+                with engine.evaluating(), torch.no_grad():
                     part = mix(None, {name: taken}, torch.ones(len(tasks.names)), 0.0, self.longest)
                     totals += engine.objective(part).cpu()
             column = table_of(processes.sum(totals))[:, tasks.names.index(name)]
@@ -166,7 +187,10 @@ def prepare_tasks(
     """
     files = read_tasks(recipe, None if kept is None else kept.specs)
     specs = {name: task.spec for name, task in files.items()}
-    tasks = Tasks(model.config.dim, recipe.tasks, recipe.balance, specs)
+    teachers = {
+        name: load_checkpoint(resolve(task.teacher)) for name, task in recipe.tasks.items() if task.teacher is not None
+    }
+    tasks = Tasks(model.config.dim, recipe.tasks, recipe.balance, specs, teachers)
     if kept is not None:
         restore_tasks(tasks, kept)
     attach(model, tasks)

@@ -21,7 +21,7 @@ from andromeda.errors import AndromedaError
 from andromeda.training import continued
 from andromeda.training.lora_recipe import LoraRecipe
 from andromeda.training.nebula.nebula import Balancing
-from andromeda.training.nebula.recipe import Pooling, TaskKind, TaskRecipe, check_tasks, text_task
+from andromeda.training.nebula.recipe import OF_TEXT, Pooling, TaskKind, TaskRecipe, check_tasks
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
@@ -210,7 +210,12 @@ class Recipe:
         check_tasks(self.tasks, self.balance)
         _require(not (self.tasks and self.data.pairs), "data.pairs", self.data.pairs, "cannot be read beside `tasks`")
         if not self.reads_text:
-            _require(self.data.build is None, "data.build", self.data.build, "needs a task of kind language_model")
+            _require(
+                self.data.build is None,
+                "data.build",
+                self.data.build,
+                "needs a task of kind language_model or distillation",
+            )
             _require(
                 bool(self.data.train_paths or self.tokenizer.path or self.model_from), "data.train", self.data.train,
                 "must name text to train a tokenizer on, or tokenizer.path or model.from one that exists",
@@ -219,7 +224,7 @@ class Recipe:
     @property
     def reads_text(self) -> bool:
         """Whether `data` is learned; else a tokenizer is trained on it, if on anything."""
-        return not self.tasks or text_task(self.tasks) is not None
+        return not self.tasks or any(task.stated_kind in OF_TEXT for task in self.tasks.values())
 
     @property
     def beta(self) -> float:

@@ -19,6 +19,7 @@ from andromeda.commands.train import train
 from andromeda.errors import AndromedaError
 from andromeda.training.metrics import read_metrics
 from andromeda.training.nebula.heads import load_heads
+from andromeda.training.nebula.keep import load_tasks
 from andromeda.training.nebula.predict import Predictor
 from tests.commands.runs import VERSE, assert_same_run, at_step, kill_and_compare, refused, untimed
 
@@ -84,6 +85,9 @@ def test_heads_lie_beside_a_plain_model(recipe: Path, capsys: pytest.CaptureFixt
     assert error == pytest.approx(lines[-1]["size/validation_error"], rel=1e-4)
     assert predictor.predict(["xyz"], "has")[0] in ([], ["x"], ["y"], ["z"], ["y", "z"])
     assert predictor.predict([], "size") == []
+    words = ["a", "of", "he", "so"]  # which share a row
+    for one, word in zip(predictor.scores(words, "first"), words, strict=True):
+        torch.testing.assert_close(one, predictor.scores([word], "first")[0])
     with pytest.raises(AndromedaError, match=r"no head 'last'; there are: first, has, size"):
         predictor.predict(["a"], "last")
 
@@ -137,6 +141,41 @@ output: {recipe.parent}/tuned
     lines = read_metrics(run(tuned, f"output={recipe.parent}/tuned") / "metrics.jsonl")
     assert lines[-1]["first/loss"] < 0.8 * lines[0]["first/loss"]
     assert set(Predictor.load(recipe.parent / "tuned").heads) == {"first"}
+
+
+def test_a_smaller_model_learns_from_a_larger(recipe: Path) -> None:
+    teacher = run(recipe, "tasks={}", "balance=fixed", f"output={recipe.parent / 'teacher'}")
+    keys = (
+        f"tasks={{like: {{teacher: {teacher}}}, text: {{z_loss: 0.0}}}}", "balance=fixed", "model.dim=16",
+        "tokenizer.vocab_size=null", f"tokenizer.path={teacher}", "schedule=constant",
+    )  # fmt: skip
+    student, whole = recipe.parent / "student", recipe.parent / "whole"
+    run(recipe, *keys, "steps=8", f"output={student}")
+    run(recipe, *keys, "steps=12", f"output={student}")
+    run(recipe, *keys, "steps=12", f"output={whole}")
+    lines, newest = untimed(student), [path / "checkpoints" / "step-00000012" for path in (student, whole)]
+    assert lines[-1]["like/loss"] < lines[0]["like/loss"] and lines[-1] == untimed(whole)[-1]
+    ours, theirs = (load_checkpoint(path) for path in newest)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert ours.config.dim == 16
+
+
+def test_a_teacher_with_other_tokens(recipe: Path) -> None:
+    teacher = run(recipe, "tasks={}", "balance=fixed", "steps=1", f"output={recipe.parent / 'teacher'}")
+    keys = (f"tasks={{like: {{teacher: {teacher}}}}}", "balance=fixed")
+    for more, message in (
+        (
+            (),
+            r"tasks\.like\.teacher='.*' has other tokens than the model \(320, and 320\); let tokenizer\.path name it",
+        ),
+        (
+            ("tokenizer.vocab_size=null", f"tokenizer.path={teacher}", "model.num_tokens=384"),
+            r"has other tokens than the model \(320, and 384\)",
+        ),
+        ((f"tasks.like.teacher={recipe.parent}/none",), r"none: no such directory"),
+    ):
+        with refused(recipe.parent, message):
+            run(recipe, *keys, *more)
 
 
 def test_with_an_adapter_heads_are_trained_too(recipe: Path) -> None:
@@ -193,9 +232,9 @@ def test_it_goes_back_with_heads_and_balance(recipe: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Engine, "forget", forgotten)
     monkeypatch.setattr(Engine, "restore", restored)
     directory = run(recipe, "balance=famo", "keep_last=9")
-    kept = load_heads(directory / "checkpoints" / "step-00000004")
-    assert len(back) == 1 and "tasks.nebula.balance.xi" in back[0]
-    assert all(torch.equal(back[0][f"tasks.heads.to_{name}.weight"], head.weight) for name, head in kept.items())
+    kept = load_tasks(directory / "checkpoints" / "step-00000004").tensors
+    assert len(back) == 1 and "tasks.nebula.balance.xi" in kept
+    assert back[0].keys() == kept.keys() and all(torch.equal(back[0][name], kept[name]) for name in kept)
 
 
 # ---- what is refused, before anything is written -------------------------------------------------
@@ -213,7 +252,7 @@ def test_it_goes_back_with_heads_and_balance(recipe: Path, monkeypatch: pytest.M
         (["tasks.first.labels=[vowel, other, none]"], r"tasks\.first\.labels: no example has 'none'"),
         (["tasks.first.huber=1"], r"tasks\.first\.huber=1\.0 is for regression, and this is classification"),
         (["tasks.size.smoothing=0.1"], r"tasks\.size\.smoothing=0\.1 is for language_model, classification, and"),
-        (["tasks.first.kind=magic"], r"tasks\.\*\.kind: must be one of language_model \| classification"),
+        (["tasks.first.kind=magic"], r"tasks\.\*\.kind: must be one of language_model \| distillation"),
         (["tasks.first.wieght=1"], r"no key 'tasks\.first\.wieght' in a recipe; did you mean 'tasks\.first\.weight'"),
         (["tasks.First={train: a.jsonl}"], r"tasks: 'First' is no name"),
         (["tasks.more={}"], r"tasks text and more both learn from `data`"),
@@ -222,6 +261,14 @@ def test_it_goes_back_with_heads_and_balance(recipe: Path, monkeypatch: pytest.M
         (["tasks.first.weight=-1"], r"tasks\.first\.weight=-1\.0 must not be negative"),
         (["tasks.first.batch_size=0"], r"tasks\.first\.batch_size=0 must be at least 1"),
         (["tasks.size.huber=0"], r"tasks\.size\.huber=0\.0 must be positive"),
+        (
+            ["tasks.text.kind=distillation", "tasks.text.z_loss=0"],
+            r"tasks\.text\.teacher=None must name a model directory",
+        ),
+        (
+            ["tasks.text.temperature=2"],
+            r"tasks\.text\.temperature=2\.0 is for distillation, and this is language_model",
+        ),
         (["tasks.text.smoothing=1"], r"tasks\.text\.smoothing=1\.0 must lie in \[0, 1\)"),
         (["tasks.size.kind=classification", "tasks.size.target=has"], r"the target \[\] is no class"),
     ],

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,20 @@ def where(number: int) -> str:
 
 
 def with_tasks(model: Andromeda, balance: Any = "fixed", recipes: dict[str, TaskRecipe] = RECIPES) -> Andromeda:
-    tasks = Tasks(model.config.dim, recipes, balance, {name: SPECS[name] for name in recipes if name in SPECS})
+    specs = {name: SPECS[name] for name in recipes if name in SPECS}
+    teachers = {name: small_teacher() for name, task in recipes.items() if task.teacher}
+    tasks = Tasks(model.config.dim, recipes, balance, specs, teachers)
     generator = torch.Generator().manual_seed(1)
-    for name in tasks.names:
-        with torch.no_grad():
-            if name != tasks.text:
-                tasks.head(name).weight.normal_(generator=generator)  # at zero, as it begins, it moves no trunk
+    with torch.no_grad():
+        for name in filter(tasks.has_head, tasks.names):
+            tasks.head(name).weight.normal_(generator=generator)  # at zero, as it begins, it moves no trunk
     attach(model, tasks)
     return model
+
+
+def small_teacher() -> Andromeda:
+    torch.manual_seed(1)
+    return Andromeda(replace(TINY, dim=16, depth=1))
 
 
 def examples(name: str, first: int, count: int) -> Examples:
@@ -288,6 +295,24 @@ def test_label_smoothing_and_z_loss_of_the_text_are_the_recipe_s(model: Andromed
     assert torch.equal(Multitask(model, CPU)(batch), NextToken(model, CPU)(batch))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_teacher_s_distribution_is_learned_where_there_is_a_target(model: Andromeda, reverse: bool) -> None:
+    recipes = {"told": TaskRecipe(teacher="t", temperature=2.0, reverse=reverse), "tool": RECIPES["tool"]}
+    teacher = attached(with_tasks(model, "fixed", recipes)).teachers["told"]  # type: ignore[union-attr]
+    ids, targets, documents = sequences(0, 3)
+    counts = torch.tensor([float((targets != IGNORED).sum()), 0.0])
+    found = Multitask(model, CPU)(mix((ids, targets, documents), {}, counts, 1.0, 16))
+    student, theirs = ((m(ids, documents=documents) / 2).log_softmax(-1) for m in (model, teacher))
+    one, other = (student, theirs) if reverse else (theirs, student)
+    exact = 4 * (one.exp() * (one - other)).sum(-1)[targets != IGNORED]
+    assert found[0].item() == pytest.approx(exact.mean().item(), rel=1e-5)
+    assert table_of(found)[:2, 0].tolist() == pytest.approx([exact.sum().item(), counts[0].item()], rel=1e-5)
+    found[0].backward()
+    assert model.output_weight.grad is not None and model.output_weight.grad.any()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any("teacher" in name or "told" in name for name in model.state_dict())
+
+
 @pytest.mark.parametrize("name", list(SIZES))
 def test_an_example_that_counts_nothing_does_not(model: Andromeda, name: str) -> None:
     model = with_tasks(model, recipes={name: RECIPES[name], "text": RECIPES["text"]})
@@ -415,6 +440,32 @@ def test_without_text(tmp_path: Path) -> None:
     assert "train_bits_per_byte" not in run.lines[0] and "text/loss" not in run.lines[0]
     assert run.lines[-1]["tokens"] == 6 * 5 and run.lines[-1]["tokens_per_second"] > 0
     assert run.lines[-1]["tool/loss"] < run.lines[0]["tool/loss"]
+
+
+def test_famo_learns_nothing_from_a_step_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "clip", lambda engine: torch.tensor(math.nan))
+    run = Trained(tmp_path, "famo", 2)
+    tasks = attached(run.model)
+    assert tasks is not None and (tasks.nebula.balance.state_dict()["losses"] == 1).all()  # as it begins
+    assert [line["left_out"] for line in run.lines if "left_out" in line] == [[0, 3], [4, 7]]
+
+
+def test_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With text less of all is computed at once; without, it is told in one line."""
+    accumulate, failed = Engine.accumulate, list[int]()
+
+    def full(engine: Engine, *args: Any, **keys: Any) -> Tensor:
+        if len(failed) < 1:
+            failed.append(1)
+            raise torch.OutOfMemoryError
+        return accumulate(engine, *args, **keys)
+
+    whole = Trained(tmp_path, "fixed", 2)
+    monkeypatch.setattr(Engine, "accumulate", full)
+    assert Trained(tmp_path, "fixed", 2).untimed()[0] == pytest.approx(whole.untimed()[0], rel=1e-5)
+    failed.clear()
+    with pytest.raises(AndromedaError, match="out of memory with the examples of a step; raise accumulate"):
+        Trained(tmp_path, "fixed", 2, tasks={"tool": RECIPES["tool"]})
 
 
 def test_a_checkpoint_of_other_tasks_is_refused(tmp_path: Path) -> None:

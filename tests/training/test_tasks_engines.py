@@ -18,6 +18,7 @@ from andromeda.training.metrics import TIMINGS
 from andromeda.training.nebula.keep import load_tasks, restore_tasks, save_tasks, split
 from andromeda.training.nebula.loop import MultitaskLoop, Source
 from andromeda.training.nebula.objective import attached
+from andromeda.training.nebula.recipe import TaskRecipe
 from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
@@ -29,6 +30,7 @@ from tests.training.test_loop import METER, sequences
 from tests.training.test_tasks import RECIPES, SIZES, examples, with_tasks
 
 CPU = torch.device("cpu")
+ALL = {**RECIPES, "told": TaskRecipe(teacher="t")}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,11 @@ def run(group: Any, engine_name: Any, balance: Any, until: int, folder: str, goe
     """Trains to a step, from what the folder has if it goes on, and leaves it there."""
     processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
     recipe = Recipe(
-        data=DataRecipe(train="a.txt"), model={"preset": "nano"}, tasks=RECIPES, balance=balance, engine=engine_name,
+        data=DataRecipe(train="a.txt"), model={"preset": "nano"}, tasks=ALL, balance=balance, engine=engine_name,
         steps=4, batch_size=1, accumulate=3, warmup_steps=1, learning_rate=0.01, log_every=1, clip_norm=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
-    model, place, state = with_tasks(Andromeda(TINY), balance), Path(folder), TrainingState()
+    model, place, state = with_tasks(Andromeda(TINY), balance, ALL), Path(folder), TrainingState()
     tasks = attached(model)
     assert tasks is not None
     if goes_on:

@@ -42,7 +42,7 @@ def save_tasks(folder: Path, tasks: Tasks, tensors: Mapping[str, Tensor]) -> Non
         tensors: the second part of `split`.
     """
     if tasks.heads:
-        specs = {name: tasks.head(name).spec for name in tasks.names if name != tasks.text}
+        specs = {name: tasks.head(name).spec for name in tasks.names if tasks.has_head(name)}
         save_heads(folder, specs, _under(OF_HEADS, tensors))
     if balance := _under(OF_BALANCE, tensors):
         save_tensors(folder / FOLDER / BALANCE, balance)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
 from andromeda.training.loop import Loop
 from andromeda.training.nebula.objective import Examples, Mixed, Reader, Tasks, attached, mix, nothing, table_of
@@ -53,9 +54,9 @@ class MultitaskLoop(Loop):
         self._step: tuple[list[Mixed], Tensor] = ([], self._sums)  # the last one's parts, and what they came to
 
     def step(self) -> None:
+        before_step, balance = self.state.loss_tokens, self.tasks.nebula.balance
         super().step()
-        state, balance = self.state, self.tasks.nebula.balance
-        if balance.looks_again and not state.refused and not state.went_back:
+        if balance.looks_again and self.state.loss_tokens > before_step:  # else the weights are where they were
             parts, before = self._step
             with torch.no_grad():
                 after = sum((self.engine.objective(part) for part in parts), start=torch.zeros_like(before))
@@ -72,10 +73,17 @@ class MultitaskLoop(Loop):
         self._step = parts, sums
         return int(parts[0].counts.sum()), 1, sums
 
+    def _halve(self, step: Step) -> None:
+        if not self.tasks.reads_text:
+            raise AndromedaError(
+                "training: out of memory with the examples of a step; raise accumulate, or lower their batch_size"
+            )
+        super()._halve(step)
+
     def _mixed(self, step: Step) -> list[Mixed]:
         """This process' share of a step, in parts: as many in every process."""
         texts: list[Batch | None] = [None] * self.recipe.accumulate
-        if self.tasks.text is not None:
+        if self.tasks.reads_text:
             texts = list(self._parts(step))
         counts = self._counts(texts)
         share = 1 / (len(texts) * self.processes.ranks)
@@ -139,7 +147,7 @@ def described(tasks: Tasks, name: str, column: Tensor, prefix: str = "") -> dict
     if not count:
         return {}
     figures = {f"{name}/{prefix}loss": losses / count}
-    if name != tasks.text:
+    if tasks.has_head(name):
         regression = tasks.head(name).spec.target.kind == "regression"
         figures[f"{name}/{prefix}{'error' if regression else 'accuracy'}"] = (
             math.sqrt(measure / count) if regression else measure / count

@@ -9,9 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from andromeda.model import Andromeda
+from andromeda.model import IGNORED, Andromeda
 from andromeda.training.nebula.heads import Head, HeadSpec
-from andromeda.training.nebula.losses import Classification, LanguageModel, Loss, MultiLabel, Regression, Unprojected
+from andromeda.training.nebula.losses import (
+    Classification,
+    Distillation,
+    LanguageModel,
+    Loss,
+    MultiLabel,
+    Regression,
+    Unprojected,
+)
 from andromeda.training.nebula.nebula import Balancing, Given, Nebula, Task
 from andromeda.training.nebula.packing import Packed, pack
 from andromeda.training.nebula.recipe import TaskRecipe, text_task
@@ -26,19 +34,31 @@ Reader = Callable[[int, int], Examples]  # (first, count) -> that many, by numbe
 class Tasks(nn.Module):
     """The heads of a recipe's tasks and their balance, which learn with the model that they are attached to.
 
+    Attributes:
+        text: the name of the language model among the tasks.
+        teachers: of distillations, which are no part of this: they learn nothing, and lie in no checkpoint.
+
     Args:
         specs: of the heads, by task.
     """
 
     def __init__(
-        self, dim: int, recipes: Mapping[str, TaskRecipe], balance: Balancing, specs: Mapping[str, HeadSpec]
-    ) -> None:
+        self, dim: int, recipes: Mapping[str, TaskRecipe], balance: Balancing, specs: Mapping[str, HeadSpec],
+        teachers: Mapping[str, Andromeda] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.text = text_task(recipes)
+        self.text, self.teachers = text_task(recipes), dict(teachers or {})
         self.names = sorted(recipes)  # whatever their order in the recipe, so that all goes on with its own
         self.heads = nn.ModuleDict({f"to_{name}": Head(dim, specs[name]) for name in self.names if name in specs})
         tasks = {name: Task(_loss(recipes[name], specs.get(name)), recipes[name].weight) for name in self.names}
         self.nebula = Nebula(tasks, balance)
+
+    @property
+    def reads_text(self) -> bool:
+        return self.text is not None or bool(self.teachers)
+
+    def has_head(self, name: str) -> bool:
+        return f"to_{name}" in self.heads
 
     def head(self, name: str) -> Head:
         head = self.heads[f"to_{name}"]
@@ -58,6 +78,8 @@ def attached(model: nn.Module) -> Tasks | None:
 
 
 def _loss(recipe: TaskRecipe, spec: HeadSpec | None) -> Loss:
+    if recipe.stated_kind == "distillation":
+        return Distillation(recipe.temperature, recipe.reverse)
     if spec is None:
         return LanguageModel(recipe.smoothing, recipe.z_loss)
     if spec.target.kind == "classification":
@@ -110,6 +132,8 @@ class Multitask(NextToken):
         super().__init__(model, device, precision)
         tasks = attached(model)
         assert tasks is not None
+        for teacher in tasks.teachers.values():
+            teacher.to(device).eval().requires_grad_(False)
         self.figures = tuple(f"{name}/{row}" for row in ("losses", "count", "measure") for name in tasks.names)
 
     def totals(self, losses: Tensor) -> Tensor:
@@ -131,12 +155,7 @@ class Multitask(NextToken):
         return torch.cat([total.loss[None].double(), table.flatten().double()])
 
     def _given(self, batch: Mixed, tasks: Tasks) -> dict[str, Given]:
-        given: dict[str, Given] = {}
-        if batch.text is not None and tasks.text is not None:
-            ids, targets, documents = (None if x is None else x.to(self.device) for x in batch.text)
-            assert ids is not None
-            hidden = self.model.hidden(ids, documents=documents)
-            given[tasks.text] = Given(Unprojected(hidden, self.model.output_weight), targets)
+        given: dict[str, Given] = {} if batch.text is None else self._given_text(batch.text, tasks)
         if batch.packed is None:
             return given
         packed = batch.packed.to(self.device)
@@ -152,6 +171,17 @@ class Multitask(NextToken):
             first += len(targets)
         return given
 
+    def _given_text(self, text: Batch, tasks: Tasks) -> dict[str, Given]:
+        ids, targets, documents = (None if x is None else x.to(self.device) for x in text)
+        assert ids is not None and targets is not None
+        told = Unprojected(self.model.hidden(ids, documents=documents), self.model.output_weight)
+        given = {} if tasks.text is None else {tasks.text: Given(told, targets)}
+        for name, teacher in tasks.teachers.items():
+            with torch.no_grad():
+                wanted = Unprojected(teacher.hidden(ids, documents=documents), teacher.output_weight)
+            given[name] = Given(told, wanted, weights=targets != IGNORED)
+        return given
+
 
 def table_of(totals: Tensor) -> Tensor:
     """(3, K) of what `Multitask` gave, or of sums of such."""
@@ -160,9 +190,9 @@ def table_of(totals: Tensor) -> Tensor:
 
 def _measure(tasks: Tasks, name: str, given: Given) -> Tensor:
     """() how many targets were told right; of a regression the squared errors, in the target's own units."""
+    if not tasks.has_head(name):
+        return torch.zeros((), device=given.prediction.hidden.device)
     scores, target = given.prediction, given.target
-    if name == tasks.text:
-        return target.new_zeros((), dtype=torch.float32)
     spec = tasks.head(name).spec.target
     if spec.kind == "classification":
         return (scores.argmax(-1) == target).sum()

@@ -11,10 +11,11 @@ from typing import Literal
 from andromeda.errors import AndromedaError
 from andromeda.training.nebula.nebula import Balancing
 
-TaskKind = Literal["language_model", "classification", "multi_label", "regression"]
+TaskKind = Literal["language_model", "distillation", "classification", "multi_label", "regression"]
 Pooling = Literal["last", "mean"]
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
+OF_TEXT: tuple[TaskKind, ...] = ("language_model", "distillation")
 WITH_EXAMPLES: tuple[TaskKind, ...] = ("classification", "multi_label", "regression")
 # Keys that only some kinds have; the others are those of every task.
 KINDS_OF_KEYS: dict[str, tuple[TaskKind, ...]] = {
@@ -23,14 +24,15 @@ KINDS_OF_KEYS: dict[str, tuple[TaskKind, ...]] = {
     "smoothing": ("language_model", "classification"),
     "z_loss": ("language_model",),
     "huber": ("regression",),
+    **dict.fromkeys(("teacher", "temperature", "reverse"), ("distillation",)),
 }
 
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """One of a recipe's `tasks`. A language model learns from `data`, all others from examples of their own."""
+    """One of a recipe's `tasks`. A language model and a distillation learn from `data`, all others from examples."""
 
-    kind: TaskKind | None = None  # found from the targets where they can only mean one; without `train` language_model
+    kind: TaskKind | None = None  # found from teacher or targets, where these can only mean one; else language_model
     weight: float = 1.0  # of its loss; the balance multiplies it
     train: list[str] | str = field(default_factory=list)  # .jsonl or .parquet, an example a record
     validation: list[str] | str = field(default_factory=list)
@@ -41,6 +43,9 @@ class TaskRecipe:
     pooling: Pooling = "last"  # the head reads the last token's hidden state, or the mean of all
     smoothing: float = 0.0  # of labels
     z_loss: float = 0.0
+    teacher: str | None = None  # a model directory or a run, whose distribution of each next token is learned
+    temperature: float = 1.0  # of both distributions
+    reverse: bool = False  # KL(student || teacher), which keeps to the teacher's likeliest; else the other way round
     huber: float | None = None  # an error is squared up to here, in standard deviations of the targets; linear beyond
 
     @property
@@ -54,7 +59,9 @@ class TaskRecipe:
     @property
     def stated_kind(self) -> TaskKind | None:
         """None: to be found from the targets."""
-        return self.kind or (None if self.train_paths else "language_model")
+        if self.kind is not None or self.train_paths:
+            return self.kind
+        return "language_model" if self.teacher is None else "distillation"
 
     def check(self, name: str, kind: TaskKind | None) -> None:
         """
@@ -69,7 +76,9 @@ class TaskRecipe:
             kinds = KINDS_OF_KEYS.get(item.name, (kind,))
             if kind is not None and kind not in kinds and getattr(self, item.name) != default:
                 raise self.wrong(name, item.name, f"is for {', '.join(map(str, kinds))}, and this is {kind}")
-        if kind != "language_model" and not self.train_paths:
+        if kind == "distillation" and not self.teacher:
+            raise self.wrong(name, "teacher", "must name a model directory")
+        if kind not in OF_TEXT and not self.train_paths:
             raise self.wrong(name, "train", "must name at least one file of examples")
         if not all((*self.train_paths, *self.validation_paths)):
             raise self.wrong(name, "train" if not all(self.train_paths) else "validation", "is empty; name files")
@@ -78,6 +87,8 @@ class TaskRecipe:
         for key in ("weight", "z_loss"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise self.wrong(name, key, "must not be negative")
+        if not 0 < self.temperature < math.inf:
+            raise self.wrong(name, "temperature", "must be positive")
         if not 0 <= self.smoothing < 1:
             raise self.wrong(name, "smoothing", "must lie in [0, 1)")
         if self.huber is not None and not self.huber > 0:
@@ -88,7 +99,7 @@ class TaskRecipe:
 
 
 def text_task(tasks: Mapping[str, TaskRecipe]) -> str | None:
-    """The name of the task that learns from `data`; None: there is none."""
+    """The name of the language model; None: there is none."""
     return next((name for name, task in tasks.items() if task.stated_kind == "language_model"), None)
 
 
