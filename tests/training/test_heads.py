@@ -78,13 +78,15 @@ def test_entropies_are_those_of_the_probabilities(model: Andromeda, monkeypatch:
     assert (found - whole).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_looked_into(model: Andromeda, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook that comes after the compilation is passed over."""
     plain, batch = NextToken(model, CPU), text(40)
     expected = heads.entropies(model, plain, batch)
     block = model.blocks[1]
     monkeypatch.setattr(block, "forward", torch.compile(block.forward, backend="eager"))
-    plain(batch)
+    with torch.no_grad():
+        plain(batch)
     assert heads.entropies(model, plain, batch, compiled=True) == expected
 
 
