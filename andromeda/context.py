@@ -76,6 +76,24 @@ class Context:
         row += self._own.index(chunk) * self.chunk
         return slice(row, row + 1)
 
+    def rows(self, span: range) -> list[tuple[slice, int]]:
+        """Which of this rank's tokens lie in a part of the sequence: rows in a row, and the position behind them."""
+        found = []
+        for place, chunk in enumerate(self._own):
+            before = (place - chunk) * self.chunk  # from a position to its row
+            start, stop = max(span.start, chunk * self.chunk), min(span.stop, (chunk + 1) * self.chunk)
+            if start < stop:
+                found.append((slice(start + before, stop + before), stop))
+        return found
+
+    def from_last(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What the rank with the sequence's last token has, of this shape, on all. No gradients."""
+        chunk = (self.tokens - 1) // self.chunk
+        owner = chunk if chunk < self.ranks else 2 * self.ranks - 1 - chunk
+        shared = x.detach().contiguous() if self.rank == owner else x.new_empty(shape)
+        dist.broadcast(shared, group=self.group, group_src=owner)
+        return shared
+
     def positions(self, device: torch.device) -> Tensor:
         """(2C,) where this rank's tokens stand in the sequence; padding stands where its last token does."""
         return self._unclamped(device).clamp(max=self.tokens - 1)

@@ -1,9 +1,9 @@
 """What it costs to watch a run: training with TensorBoard, looks at the heads and summaries, and without, in turns.
 
-    python benchmarks/seeing.py --turns 4 recipes/verse.yaml steps=100 validate_every=50
+    python benchmarks/seeing.py --turns 3 recipes/verse.yaml steps=60 validate_every=20
 
-Both write metrics.jsonl and validate. The figures are tokens per second of this process' own processor time, which
-other work on the machine disturbs less than the clock's; the clock's stand beside them.
+Both write metrics.jsonl and validate. Seconds are this process' own processor time, which other work on the machine
+disturbs less than the clock. Below stands what each part of watching took, each time it was done.
 """
 
 from __future__ import annotations
@@ -11,52 +11,82 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from statistics import median
+from typing import Any
 from unittest.mock import patch
 
 from andromeda.commands.session import Session
 from andromeda.commands.train import train
+from andromeda.training.records import Records
 
-Figures = tuple[float, float]  # tokens per second of processor time, and of the clock
+PARTS: dict[str, tuple[type, str]] = {
+    "a look at the heads": (Session, "_watch"),
+    "a line of metrics": (Records, "metrics"),
+    "a line on the heads": (Records, "heads"),
+    "a summary with pictures": (Session, "_look_back"),
+}
 
 
-def measure(recipe: str, overrides: list[str], watched: bool) -> Figures:
-    """Of one run, from its first step to its end."""
-    found: list[Figures] = []
-    original = Session.run
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return function(*args)
+        finally:
+            seconds.append(time.process_time() - begin)
 
-    def timed(session: Session, stop: object) -> None:
-        clock, processor = time.perf_counter(), time.process_time()
-        original(session, stop)  # type: ignore[arg-type]
-        spent = time.process_time() - processor, time.perf_counter() - clock
-        found.append((session.state.tokens / spent[0], session.state.tokens / spent[1]))
+    return run
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(Session, "run", timed):
+
+def tokens_per_second(recipe: str, overrides: list[str], parts: dict[str, list[float]] | None) -> float:
+    """Of one run, from its first step to its end.
+
+    Args:
+        parts: takes the seconds of each part of watching; None: nothing is watched.
+    """
+    whole: list[float] = []
+    tokens: list[int] = []
+    run = timed(Session.run, whole)
+
+    def of_session(session: Session, stop: Callable[[], bool]) -> None:
+        run(session, stop)
+        tokens.append(session.state.tokens)
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.enter_context(patch.object(Session, "run", of_session))
         keys = [*overrides, f"output={folder}/run"]
-        if watched:
-            train(recipe, [*keys, "track=[tensorboard]"])
+        if parts is None:
+            stack.enter_context(patch.object(Session, "_watch", lambda *_: None))
+            stack.enter_context(patch.object(Session, "_look_back", lambda *_: True))
         else:
-            with patch.object(Session, "_watch", lambda *_: None), patch.object(Session, "_look_back", lambda *_: True):
-                train(recipe, keys)
-    return found[0]
+            keys.append("track=[tensorboard]")
+            for name, (owner, method) in PARTS.items():
+                stack.enter_context(patch.object(owner, method, timed(getattr(owner, method), parts[name])))
+        train(recipe, keys)
+    return tokens[0] / whole[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
-    measure(args.recipe, [*args.overrides, "steps=2"], watched=True)  # imports and caches
-    rows: dict[bool, list[Figures]] = {True: [], False: []}
+    parts: dict[str, list[float]] = {name: [] for name in PARTS}
+    tokens_per_second(args.recipe, [*args.overrides, "steps=2"], {name: [] for name in PARTS})  # imports and caches
+    speeds: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(args.turns):
         for watched in (False, True) if turn % 2 else (True, False):
-            rows[watched].append(measure(args.recipe, args.overrides, watched))
-    print("\n| | tokens per second of the processor, median (lowest to highest) | of the clock |\n|---|---:|---:|")
+            speeds[watched].append(tokens_per_second(args.recipe, args.overrides, parts if watched else None))
+    print("\n| | tokens per second, median (lowest to highest) |\n|---|---:|")
     for watched, name in ((False, "metrics.jsonl alone"), (True, "all")):
-        processor, clock = ([row[index] for row in rows[watched]] for index in (0, 1))
-        ends = f"{min(processor):,.0f} to {max(processor):,.0f}"
-        print(f"| {name} | {median(processor):,.0f} ({ends}) | {median(clock):,.0f} |")
+        found = speeds[watched]
+        print(f"| {name} | {median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f}) |")
+    print("\n| | times a run | ms, median |\n|---|---:|---:|")
+    for name, seconds in parts.items():
+        print(f"| {name} | {len(seconds) / args.turns:.0f} | {1000 * median(seconds):,.1f} |")
 
 
 if __name__ == "__main__":

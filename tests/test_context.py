@@ -20,6 +20,7 @@ from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig, preset
 from andromeda.context import Context
 from andromeda.errors import AndromedaError
+from andromeda.inference.prefill import Prefill
 from andromeda.kernels import attention_backend
 from andromeda.kernels.launch import HAS_TRITON
 from andromeda.model import IGNORED, Andromeda
@@ -109,6 +110,16 @@ def check_cache(group: Group, flags: str, tokens: int) -> None:
         torch.testing.assert_close(torch.cat(steps, 1), model(ids)[:, tokens:], rtol=0, atol=1e-9)
         with pytest.raises(AndromedaError, match=f"the cache holds {tokens + 5} tokens; give it an empty cache"):
             model(context.split(ids[:, :tokens]), cache=cache, context=context)
+
+
+def check_prefill(group: Group, flags: str, tokens: int) -> None:
+    """One prompt, read by all: the logits of its last token on each, and a cache with which each goes on."""
+    model, ids, cache = build(flags), some_ids(2, tokens + 1), Cache()
+    logits = Prefill(model)(ids[:, :tokens], cache, Context(tokens, group))
+    with torch.no_grad():
+        exact = model(ids)
+        torch.testing.assert_close(logits, exact[:, tokens - 1 : tokens], rtol=0, atol=1e-9)
+        torch.testing.assert_close(model(ids[:, tokens:], cache=cache), exact[:, tokens:], rtol=0, atol=1e-9)
 
 
 def check_repeats(group: Group) -> None:

@@ -72,6 +72,7 @@ class Session:
         recipe, run, data, step = self.recipe, self.directory, self.data, self.state.step
         parameters, processes = count(self.engine.model.config.num_parameters()), self.engine.processes
         many = "" if processes.ranks == 1 else f", {processes.ranks} processes, {recipe.engine}"
+        many += "" if processes.together == 1 else f", {processes.together} to a sequence"
         some = "" if recipe.lora is None else f", of an adapter {count(self.engine.num_learned)} are trained"
         say(f"{run.path}: {parameters} parameters{some}, on {processes.device.type}, {recipe.precision}{many}")
         held_out = "no validation" if self.validation is None else f"validation on {len(self.validation.tokens):,}"

@@ -38,17 +38,20 @@ def _train(plan: Recipe, processes: Processes) -> None:
     from andromeda.commands.start import check_start, find_start
     from andromeda.commands.training_data import open_build, within_build
     from andromeda.training.lora import check_lora
+    from andromeda.training.processes import check_teams
     from andromeda.training.run import RunDirectory, open_run
     from andromeda.training.signals import stop_request
     from andromeda.training.trackers import check_trackers
 
     path = Path(plan.output)
     with processes.first_alone():
+        check_teams(plan.context_parallel, processes.ranks)
         check_lora(plan.lora, processes.ranks)
         check_trackers(plan.track)
         stream = open_build(plan, check=processes.first)
         if processes.first and not RunDirectory(path).checkpoints():
             check_start(plan, stream)
+    processes = processes.in_teams(plan.context_parallel)
     with open_run(plan) if processes.first else nullcontext(RunDirectory(path)) as run:
         start = find_start(plan, run, stream, processes)
         plan = within_build(plan, stream, start.state)

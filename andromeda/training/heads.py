@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from andromeda.kernels.entropy import attention_entropy
@@ -79,13 +80,23 @@ def _watched(model: Andromeda) -> Iterator[dict[int, Tensor]]:
 
 
 def _mean_entropy(attention: Attention, x: Tensor, step: Pass) -> Tensor:
+    """(heads,) of x (1, T, dim), or, in a context, of the whole sequence of which x is this process' part."""
     q, k, _, geometry = attention.project(x, step)
     q, k = attention.normalise(q, k, step)
-    starts, found = geometry.starts, []
-    for span in spans(x.shape[1]):
-        of_span = replace(geometry, starts=None if starts is None else starts[:, : span.stop])
-        found.append(attention_entropy(q[:, span.start : span.stop], k[:, : span.stop], of_span))
-    return torch.cat(found, dim=1).mean((0, 1))
+    context, starts = step.context, geometry.starts
+    asked = spans(x.shape[1] if context is None else context.tokens)
+    if context is None:
+        mine = [(slice(span.start, span.stop), span.stop) for span in asked]
+    else:
+        k = context.gather(k)
+        mine = [part for span in asked for part in context.rows(span)]
+    total = torch.zeros(q.shape[2], device=q.device)
+    for rows, end in mine:
+        seen = replace(geometry, starts=None if starts is None else starts[:, :end])
+        total += attention_entropy(q[:, rows], k[:, :end], seen).sum((0, 1))
+    if context is not None:
+        dist.all_reduce(total, group=context.group)
+    return total / sum(map(len, asked))
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -142,7 +142,7 @@ class Loop:
         """Makes a step's. Returns its targets, of what its loss is the mean, and this process' `totals`."""
         parts = self._parts(step)
         mine = [[int((part[1] != IGNORED).sum()), self.engine.plain.count(part)] for part in parts]
-        targets, count = self.processes.sum(torch.tensor(mine).sum(0)).tolist()
+        targets, count = self.processes.sum(torch.tensor(mine).sum(0) * self.processes.leads).tolist()
         sums = torch.zeros_like(self._sums)
         for number, part in enumerate(parts, start=1):
             # A step may hold questions alone, of a conversation that was cut.
@@ -200,13 +200,13 @@ class Loop:
         return f"sequences {step.first} to {step.first + step.count - 1}"
 
     def _parts(self, step: Step) -> list[Batch]:
-        """This process' share of a step, in batches: as many in every process, so some may have no target."""
-        ranks = self.processes.ranks
-        share = step.share(self.processes.rank, ranks)
+        """This team's share of a step, in batches: as many in every team, so some may have no target."""
+        teams = self.processes.teams
+        share = step.share(self.processes.team_number, teams)
         parts: list[Batch] = []
         if share.count:
             parts = list(_split(self.outside.batches(share.first, share.count), self._at_once(step)))
-        largest = -(-step.count // ranks)
+        largest = -(-step.count // teams)
         missing = -(-largest // self._at_once(step)) - len(parts)
         return parts + [empty_batch(step.seq_len)] * missing
 
@@ -283,14 +283,14 @@ def empty_batch(seq_len: int) -> Batch:
 
 
 def in_turns(batches: Iterable[Batch], processes: Processes, seq_len: int) -> Iterator[Batch]:
-    """This process' batches, of which all take turns: as many in every process, so one at the end may be empty."""
-    number = -1
+    """This team's batches, of which all take turns: as many in every team, so one at the end may be empty."""
+    number, teams = -1, processes.teams
     for number, batch in enumerate(batches):
-        if number % processes.ranks == processes.rank:
+        if number % teams == processes.team_number:
             yield batch
-        if number % processes.ranks == processes.ranks - 1:
+        if number % teams == teams - 1:
             processes.moved()
-    if processes.rank > number % processes.ranks:
+    if processes.team_number > number % teams:
         yield empty_batch(seq_len)
 
 

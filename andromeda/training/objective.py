@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from andromeda.context import Context
 from andromeda.model import IGNORED, Andromeda
 
 # (B, T) ids, targets (IGNORED where none is to be predicted) and document numbers or None, on the CPU.
@@ -24,6 +26,7 @@ class NextToken(nn.Module):
     Attributes:
         figures: names of the means that it gives beside the loss.
         is_text: whether the loss is what a text costs, so that it can be told in bits per byte.
+        team: processes that share each sequence; None: this one has it alone.
 
     Args:
         model: its weights are float32.
@@ -36,13 +39,17 @@ class NextToken(nn.Module):
     def __init__(self, model: Andromeda, device: torch.device, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.device, self.precision = model, device, precision
+        self.team: ProcessGroup | None = None
 
     def forward(self, batch: Batch) -> Tensor:
-        ids, targets, documents = (None if x is None else x.to(self.device, non_blocking=True) for x in batch)
+        """(B, T) nats; in a team those of this process' tokens alone."""
+        context = None if self.team is None else Context(batch[0].shape[1], self.team)
+        parts = batch if context is None else (None if x is None else context.split(x) for x in batch)
+        ids, targets, documents = (None if x is None else x.to(self.device, non_blocking=True) for x in parts)
         assert ids is not None and targets is not None
         lower = self.precision is not torch.float32
         with torch.autocast(self.device.type, self.precision if lower else torch.bfloat16, enabled=lower):
-            losses = self.model.token_losses(ids, targets, documents=documents)
+            losses = self.model.token_losses(ids, targets, documents=documents, context=context)
         return losses.clone()  # no view: FSDP hangs its gathering on the output
 
     def count(self, batch: Batch) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +30,8 @@ class Processes:
         device: of this process.
         control: the group in which they agree, by tensors on the CPU; None: there is one alone.
         watch: ends this one when they hang; None: nobody does.
+        together: how many in a row, a team, share each sequence.
+        team: those of this one's; None: it is alone.
     """
 
     rank: int
@@ -37,11 +39,35 @@ class Processes:
     device: torch.device
     control: Any = None
     watch: Watch | None = None
+    together: int = 1
+    team: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
         """The one that writes and speaks."""
         return self.rank == 0
+
+    @property
+    def teams(self) -> int:
+        """How many share the sequences out."""
+        return self.ranks // self.together
+
+    @property
+    def team_number(self) -> int:
+        return self.rank // self.together
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first of its team, which counts what all of them have."""
+        return self.rank % self.together == 0
+
+    def in_teams(self, together: int) -> Processes:
+        """The same, in teams of so many. All call it."""
+        if together == 1:
+            return self
+        firsts = range(0, self.ranks, together)
+        groups = [dist.new_group(list(range(first, first + together)), timeout=PATIENCE) for first in firsts]
+        return replace(self, together=together, team=groups[self.rank // together])
 
     def sum(self, values: Tensor) -> Tensor:
         """Over all processes, of a small tensor on the CPU; it is left as it is."""
@@ -75,6 +101,15 @@ class Processes:
         yield
         if self.first:
             self.wait()
+
+
+def check_teams(together: int, ranks: int) -> None:
+    """Before any work. Raises AndromedaError where so many processes make no whole number of teams."""
+    if ranks % together:
+        raise AndromedaError(
+            f"recipe: context_parallel={together} needs a multiple of {together} processes, and there "
+            f"{'is 1' if ranks == 1 else f'are {ranks}'}; start as many with torchrun --nproc-per-node"
+        )
 
 
 @contextmanager

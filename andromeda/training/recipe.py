@@ -110,6 +110,7 @@ class Recipe:
     checkpointing: Checkpointing = "none"  # of activations: selective keeps products and attention; full, block inputs
     compile: bool = False  # blocks by torch.compile: minutes before the first step, then faster
     engine: EngineName = "ddp"  # of several processes: each has all weights; fsdp: each has a part of them
+    context_parallel: int = 1  # so many processes share each sequence; a multiple of them share the sequences
     seed: int = 0
 
     log_every: int = 10  # steps; so are the next two
@@ -122,7 +123,8 @@ class Recipe:
     failed_save: FailedSave = "stop"  # go_on: of a full disk, say, it is told, and training goes on
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep_last"):
+        counts = ("batch_size", "accumulate", "context_parallel", "keep_last")
+        for name in (*counts, "log_every", "validate_every", "save_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")
         _require(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "must be at least 2")
@@ -148,6 +150,8 @@ class Recipe:
             self.precision != "fp8" or self.lora is None,
             "precision", self.precision, "is for whole weights, not for the thin ones of lora; take bfloat16",
         )  # fmt: skip
+        if self.context_parallel > 1:
+            self._check_context()
         if self.data.build is not None:
             self._check_build()
         if self.data.pairs:
@@ -187,6 +191,11 @@ class Recipe:
             self.tokenizer.vocab_size is None, "tokenizer.vocab_size", self.tokenizer.vocab_size,
             "is for a new tokenizer, and the model of model.from has its own; leave it out",
         )  # fmt: skip
+
+    def _check_context(self) -> None:
+        key, value = "context_parallel", self.context_parallel
+        _require(not self.data.pairs, key, value, "does not go with data.pairs yet: an answer's tokens stay together")
+        _require(not self.compile, key, value, "does not go with compile yet; leave one out")
 
     def _check_build(self) -> None:
         _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")

@@ -33,6 +33,7 @@ RECIPE = "recipe.yaml"
 # How processes share the work, too: a checkpoint has everything whole.
 FREE_KEYS = (
     "output", "data.build", "steps", "batch_size", "accumulate", "engine", "checkpointing",
+    "context_parallel",
     "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save", "patience", "track",
 )  # fmt: skip
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")

@@ -102,6 +102,11 @@ def test_a_finished_run_is_left_alone(recipe: Path, capsys: pytest.CaptureFixtur
     assert "finished already, at step 12" in capsys.readouterr().out
 
 
+def test_one_process_shares_no_sequence(recipe: Path) -> None:
+    with refused(recipe.parent, "context_parallel=2 needs a multiple of 2 processes, and there is 1"):
+        run(recipe, "context_parallel=2")
+
+
 def test_a_run_can_be_made_longer(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("schedule=constant", "validate_every=4")
     directory = run(recipe, *keys)

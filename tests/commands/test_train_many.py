@@ -45,13 +45,14 @@ def finished(launched: subprocess.Popen[bytes], recipe: Path, code: int = 0) -> 
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_train_as_one_does_and_one_goes_on(engine: str, launch: Launcher, recipe: Path) -> None:
+@pytest.mark.parametrize(("engine", "together"), [("ddp", 1), ("fsdp", 1), ("fsdp", 2)])
+def test_two_train_as_one_does_and_one_goes_on(engine: str, together: int, launch: Launcher, recipe: Path) -> None:
     one, two = recipe.parent / "one", recipe.parent / "two"
     train(str(recipe), [f"output={one}", "schedule=constant"])
-    said = launch(recipe, f"output={two}", f"engine={engine}", "steps=10", "schedule=constant").finish()
+    keys = [f"engine={engine}", f"context_parallel={together}", "steps=10", "schedule=constant"]
+    said = launch(recipe, f"output={two}", *keys).finish()
     assert said.count(f"{two}: finished 10 steps") == 1
-    assert f"2 processes, {engine}" in said
+    assert f"2 processes, {engine}" in said and ("2 to a sequence" in said) == (together == 2)
     train(str(recipe), [f"output={two}", "schedule=constant"])
     for ours, theirs in zip(untimed(two), untimed(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

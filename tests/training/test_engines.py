@@ -49,6 +49,7 @@ def run(
     Returns the lines of metrics, and the operations of a token as this process reckons them.
     """
     processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    processes = processes.in_teams(keys.get("context_parallel", 1))
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **{**KEYS, **keys})
     torch.manual_seed(0)
     model = Andromeda(TINY)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from andromeda.cache import Cache
+from andromeda.context import Context
 from andromeda.errors import AndromedaError
 from andromeda.inference.prefill.coverage import PRECISIONS, heads_in_fp8, why_not
 from andromeda.inference.prefill.weights import pack
@@ -63,13 +64,22 @@ class Prefill:
                 self._layers = pack(model, self.dtype, in_fp8=precision == "fp8")
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, cache: Cache | None = None, context: Context | None = None) -> Tensor:
         """Logits (B, 1, num_tokens) of the last of the tokens ids (B, T).
 
         Args:
             ids: token ids.
             cache: what came before; it is extended by these tokens.
+            context: processes that share the work on one prompt, which all of them are given whole; all return the
+                logits, and fill their caches with all of it. By the model, for the kernels of this package know whole
+                prompts alone.
+
+        Raises:
+            AndromedaError: a context that was made for another number of tokens, or beside a cache that is not empty.
         """
+        if context is not None:
+            last = self.model(context.split(ids), cache=cache, context=context, last_only=True)
+            return context.from_last(last, (len(ids), 1, last.shape[2]))
         if self.reason is not None:
             return self.model(ids, cache=cache, last_only=True)
         self.model._check_ids(ids)

@@ -51,6 +51,7 @@ class Engine:
         self.model = model.to(processes.device)
         prepare_blocks(self.model, recipe)
         self.plain = build_objective(recipe, model, processes.device)
+        self.plain.team = processes.team
         self.objective: nn.Module = self.plain
         self.wrap()
         self.optimizer = build_optimizer(self.model, recipe)
