@@ -305,6 +305,11 @@ class TestEqualToOneProcess:
     def test_a_cache_goes_on(self, ranks: Ranks, size: int, flags: str, tokens: int) -> None:
         ranks(check_cache, size, flags, tokens)
 
+    @SIZES
+    @pytest.mark.parametrize("tokens", [1, 2, 11, 40])
+    def test_a_prompt_is_read_by_all(self, ranks: Ranks, size: int, tokens: int) -> None:
+        ranks(check_prefill, size, "default", tokens)
+
 
 class TestHowItIsSplit:
     @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -195,6 +195,7 @@ class Recipe:
     def _check_context(self) -> None:
         key, value = "context_parallel", self.context_parallel
         _require(not self.data.pairs, key, value, "does not go with data.pairs yet: an answer's tokens stay together")
+        _require(not self.tasks, key, value, "does not go with tasks yet, whose heads see whole texts; leave one out")
         _require(not self.compile, key, value, "does not go with compile yet; leave one out")
 
     def _check_build(self) -> None:

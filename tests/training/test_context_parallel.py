@@ -45,7 +45,7 @@ def test_the_loss_curve_is_that_of_one_process(engine: str, together: int, ranks
 
 
 def test_stopped_and_resumed_it_is_the_same_bit_for_bit(ranks: Ranks, tmp_path: Path) -> None:
-    """With FSDP. DDP packs gradients otherwise in a process' first step, which more than two add up in another order."""
+    """With FSDP. DDP packs gradients otherwise in its first step, and more than two processes then sum otherwise."""
     whole, parts = folders(tmp_path, "whole", "parts")
     keys = {"context_parallel": 2, "engine": "fsdp"}
     ranks(run, 4, keys, 6, str(whole))
@@ -84,14 +84,10 @@ def test_entropies_are_those_of_one_process(tokens: int, span: int, ranks: Ranks
 
 def test_a_number_of_processes_that_makes_no_teams_is_told_before_any_work() -> None:
     check_teams(2, 4)
-    with pytest.raises(
-        AndromedaError, match="context_parallel=2 needs a multiple of 2 processes, and there is 1; start"
-    ):
-        check_teams(2, 1)
-    with pytest.raises(
-        AndromedaError, match="context_parallel=4 needs a multiple of 4 processes, and there are 6; start"
-    ):
-        check_teams(4, 6)
+    for together, there, some in ((2, 1, "there is 1"), (4, 6, "there are 6")):
+        what = f"context_parallel={together} needs a multiple of {together} processes, and {some}; start as many"
+        with pytest.raises(AndromedaError, match=what):
+            check_teams(together, there)
 
 
 def test_who_is_in_which_team() -> None:
