@@ -24,6 +24,7 @@ from andromeda.training.continued import continued
 from andromeda.training.fp8 import check_fp8
 from andromeda.training.lora import adapt, check_base, load_adapter
 from andromeda.training.nebula.keep import KeptTasks, load_tasks
+from andromeda.training.new_tokens import with_new_tokens, with_room
 from andromeda.training.optimizer import check_optimizer
 from andromeda.training.preference import load_reference
 from andromeda.training.processes import Processes
@@ -49,10 +50,9 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
     check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
     config = starting_config(recipe, stream=stream)
     recipe.sequence_length(config, longest(stream))
-    fixed = recipe.model_from is not None or "num_tokens" in recipe.model_keys
     tokenizer = _given_tokenizer(recipe, stream)
     vocab_size = recipe.tokenizer.vocab_size if tokenizer is None else tokenizer.vocab_size
-    if fixed and vocab_size is not None:
+    if "num_tokens" in recipe.model_keys and vocab_size is not None:
         check_vocabulary(config, vocab_size)
     config = starting_config(recipe, vocab_size, stream)
     _check_memory(config)
@@ -72,7 +72,7 @@ def starting_config(recipe: Recipe, vocab_size: int | None = None, stream: Strea
     """The config that training starts with: the recipe's, or with `model.from` that model's with the recipe's keys."""
     if recipe.model_from is None:
         return recipe.config(vocab_size, longest(stream))
-    return continued(load_config(resolve(recipe.model_from)), recipe.model_keys)
+    return with_room(continued(load_config(resolve(recipe.model_from)), recipe.model_keys), vocab_size)
 
 
 def longest(stream: Stream | None) -> int | None:
@@ -87,22 +87,25 @@ def _given_tokenizer(recipe: Recipe, stream: Stream | None) -> Tokenizer | None:
         AndromedaError: it has no token to end documents with, or a model is to go on with another one.
     """
     if stream is not None:
-        origin = recipe.model_from
-        if origin is not None and Tokenizer.load(resolve(origin)).sha256 != stream.tokenizer.sha256:
-            raise AndromedaError(
-                f"recipe: model.from={origin!r} has another tokenizer than the build {stream.folder}; "
-                "build the data with `tokenizer: {path: ...}` of that model"
-            )
-        return stream.tokenizer
-    if recipe.tokenizer.path is None:
+        tokenizer, what = stream.tokenizer, f"the build {stream.folder}"
+        remedy = "build the data with `tokenizer: {path: ...}` of that model"
+    elif recipe.tokenizer.path is not None:
+        tokenizer = Tokenizer.load(tokenizer_path(recipe.tokenizer.path))
+        what, remedy = f"tokenizer.path={recipe.tokenizer.path!r}", "leave tokenizer.path out"
+        _ = tokenizer.eos_id  # documents end with it
+    else:
         return None
-    tokenizer = Tokenizer.load(tokenizer_path(recipe.tokenizer.path))
-    _ = tokenizer.eos_id  # documents end with it
-    if recipe.model_from is not None and tokenizer.sha256 != Tokenizer.load(resolve(recipe.model_from)).sha256:
-        raise AndromedaError(
-            f"recipe: tokenizer.path={recipe.tokenizer.path!r} is another tokenizer than that of "
-            f"model.from={recipe.model_from!r}; leave it out"
-        )
+    if recipe.model_from is not None:
+        own = Tokenizer.load(resolve(recipe.model_from))
+        if not tokenizer.extends(own):
+            raise AndromedaError(
+                f"recipe: model.from={recipe.model_from!r} has another tokenizer than {what}; {remedy}"
+            )
+        if recipe.lora is not None and tokenizer.vocab_size != own.vocab_size:
+            raise AndromedaError(
+                f"recipe: {what} has tokens that are new to model.from={recipe.model_from!r}, and an adapter leaves "
+                "the embedding as it is; drop `lora`, or fine-tune with them first"
+            )
     return tokenizer
 
 
@@ -160,9 +163,13 @@ def model_to_train(recipe: Recipe, start: Start) -> Andromeda:
         return start.model
     assert recipe.model_from is not None
     base = start.model
+    if start.adapter is None and start.state.step:
+        raise AndromedaError(
+            f"{recipe.output}: its checkpoint has no adapter/ any more; copy the whole directory again"
+        )
     if start.adapter is not None:
         base = _build(starting_config(recipe))
-        _take_weights(base, recipe.model_from)
+        _take_weights(base, recipe.model_from, start.tokenizer.vocab_size)
         check_base(base, start.model, recipe.model_from)
     adapt(base, recipe.lora, start.adapter)
     return base
@@ -180,7 +187,7 @@ def begin(recipe: Recipe, stream: Stream | None, trained: Path, first: bool = Tr
     torch.manual_seed(recipe.seed)
     model = _build(config)
     if recipe.model_from is not None:
-        _take_weights(model, recipe.model_from)
+        _take_weights(model, recipe.model_from, tokenizer.vocab_size)
     return Start(model, tokenizer, TrainingState())
 
 
@@ -214,9 +221,10 @@ def _too_large(config: AndromedaConfig, what: str) -> AndromedaError:
     )
 
 
-def _take_weights(model: Andromeda, directory: str) -> None:
-    """Those of another model, whose config may differ in what `continued` leaves the weights by."""
-    model.load_state_dict(load_checkpoint(resolve(directory)).state_dict())
+def _take_weights(model: Andromeda, directory: str, vocab_size: int) -> None:
+    """Those of another model, whose config may differ in what `continued` and `with_room` change."""
+    weights, known = load_checkpoint(resolve(directory)).state_dict(), Tokenizer.load(resolve(directory)).vocab_size
+    model.load_state_dict(with_new_tokens(weights, known, vocab_size, model.config.num_tokens))
 
 
 def _tokenizer(recipe: Recipe, trained: Path, first: bool) -> Tokenizer:

@@ -1,6 +1,7 @@
 """What data is built of: a YAML file of a tokenizer, sources and stages, read into objects that check themselves.
 
-    tokenizer: {vocab_size: 4096}             trained on the sources; or {path: tokenizer.json}, or of a model or a run
+    tokenizer: {vocab_size: 4096}             trained on the sources; or {path: tokenizer.json}, or of a model or a run;
+                                              with `chat: true` the marks of our chat template are added to that one
     clean: true                               of all sources that do not say otherwise; rules: see `clean.Rules`
     dedup: near                               off, exact, near, or {threshold: 0.6}; a source may say otherwise
     decontaminate: {files: [gsm8k_test.jsonl], words: 13}    documents that share so many words in a row are removed
@@ -53,7 +54,7 @@ GENERATED_KEYS = ("synthetic", "documents", "dedup", "priority")
 STAGE_KEYS = tuple(field.name for field in fields(Stage) if field.name != "name")
 NEEDED = ("tokenizer", "sources", "stages")
 TOP_KEYS = (*NEEDED, "clean", "dedup", "decontaminate", "seed")
-TOKENIZER_KEYS = ("path", "vocab_size")
+TOKENIZER_KEYS = ("path", "vocab_size", "chat")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Spec:
     Attributes:
         text: the YAML file, as it stands.
         tokenizer_path, vocab_size: one of them.
+        chat: the tokenizer named gets our chat template and its control tokens.
         near: what near-duplicates are; None: no source asks for them to be removed.
         decontaminate: None: nothing is.
     """
@@ -75,15 +77,21 @@ class Spec:
     near: Near | None = None
     decontaminate: Decontaminate | None = None
     seed: int = 0
+    chat: bool = False
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
-        """The one that `tokenizer_path` names. Raises AndromedaError where there is none."""
+        """The one that `tokenizer_path` names.
+
+        Raises:
+            AndromedaError: there is none, or it has a chat template and is to get ours.
+        """
         assert self.tokenizer_path is not None
-        return Tokenizer.load(tokenizer_path(self.tokenizer_path))
+        tokenizer = Tokenizer.load(tokenizer_path(self.tokenizer_path))
+        return tokenizer.for_chat() if self.chat else tokenizer
 
     @property
     def augments(self) -> dict[str, AugmentRules]:
@@ -141,8 +149,11 @@ class _Loader(yaml.SafeLoader):
 
 def _spec(text: str, top: Mapping[str, Any]) -> Spec:
     tokenizer = section(top["tokenizer"], "tokenizer", TOKENIZER_KEYS)
-    if len(tokenizer) != 1:
+    if len({"path", "vocab_size"} & tokenizer.keys()) != 1:
         raise AndromedaError("tokenizer: give either `path` or `vocab_size`")
+    chat = of(bool, tokenizer.get("chat", False), "tokenizer.chat")
+    if chat and "path" not in tokenizer:
+        raise AndromedaError("tokenizer: a vocabulary that is trained has the marks of a chat; drop `chat`")
     path = of(str, tokenizer["path"], "tokenizer.path") if "path" in tokenizer else None
     vocab_size = of(int, tokenizer["vocab_size"], "tokenizer.vocab_size") if path is None else None
     near = _near(top.get("dedup", False))
@@ -155,7 +166,7 @@ def _spec(text: str, top: Mapping[str, Any]) -> Spec:
         near = near or Near()
     return Spec(
         text, path, vocab_size, sources, _stages(top["stages"], {source.name for source in sources}),
-        near, _decontaminate(top.get("decontaminate", False)), defaults.seed,
+        near, _decontaminate(top.get("decontaminate", False)), defaults.seed, chat,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Text to token ids and back: byte-level BPE, or whatever a Hugging Face tokenizer.json describes.
 
 tokenizer.py is what others use. It stands on training.py (texts to a vocabulary), files.py (the files of a tokenizer),
-control.py (no text becomes a control token) and streaming.py (text while its ids are made).
+control.py (no text becomes a control token), extension.py (tokens that are added) and streaming.py (text while its ids
+are made).
 """
 
 from andromeda.tokenizer.streaming import StreamDecoder

@@ -18,10 +18,11 @@ from tokenizers import AddedToken
 from andromeda.chat import GENERATION_END, GENERATION_START, ChatTemplate, Guard, Message, Tool, default_chat_template
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer.control import PlainEncoder, control_tokens
+from andromeda.tokenizer.extension import extends, with_tokens
 from andromeda.tokenizer.files import KNOWN_TOKENS, named_tokens, parsed, read_files, write_files
 from andromeda.tokenizer.pieces import PieceEncoder, cuts_as_ours
 from andromeda.tokenizer.streaming import ByteStream, StreamDecoder, TokenStream, is_byte_level
-from andromeda.tokenizer.training import SPECIAL_TOKENS, TOOL_TOKENS, check_text, train_bpe
+from andromeda.tokenizer.training import SPECIAL_TOKENS, TOOL_TOKENS, TURN_TOKENS, check_text, train_bpe
 
 
 class Tokenizer:
@@ -58,7 +59,7 @@ class Tokenizer:
         control = {**self._special, **self._visible}
         self._plain = PlainEncoder(spec, control, source)
         self._pieces = PieceEncoder(self._plain.encoder) if cuts_as_ours(spec, control) else None
-        if not templates and {"<|im_start|>", "<|im_end|>"} <= self._special.keys():
+        if not templates and self._special.keys() >= set(TURN_TOKENS):
             templates = {"default": default_chat_template()}
         self._templates = dict(templates or {})
 
@@ -111,6 +112,22 @@ class Tokenizer:
             AndromedaError: a file cannot be written.
         """
         write_files(Path(directory), self._full.to_str(pretty=True), self.named_tokens, self._templates)
+
+    def for_chat(self) -> Tokenizer:
+        """The same with our chat template, and its control tokens behind those that are there.
+
+        Raises:
+            AndromedaError: it has a chat template.
+        """
+        if self._templates:
+            raise AndromedaError(f"{self._source}: has a chat template already; leave it at that")
+        text = with_tokens(self._canonical, TURN_TOKENS, TOOL_TOKENS, self._source)
+        named = {**dict.fromkeys(KNOWN_TOKENS), **self.named_tokens}
+        return Tokenizer(text, named, {"default": default_chat_template()}, self._source)
+
+    def extends(self, other: Tokenizer) -> bool:
+        """Whether it is another, or another with control tokens added behind its own."""
+        return self.sha256 == other.sha256 or extends(self._canonical, other._canonical)
 
     def _make_special(self) -> None:
         """Tokens that only the config calls special."""

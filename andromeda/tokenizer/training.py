@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from andromeda.chat import SURROGATE
 from andromeda.errors import AndromedaError
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+TURN_TOKENS = ("<|im_start|>", "<|im_end|>")  # of our chat template
+SPECIAL_TOKENS = ("<|endoftext|>", *TURN_TOKENS, "<|pad|>")
 TOOL_TOKENS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 # How text is cut before merging; no merge crosses a cut. In order: a word with the blank or mark before it; one digit;

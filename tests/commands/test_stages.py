@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,12 +14,17 @@ import torch
 from andromeda.checkpoint import load_checkpoint, run_checkpoints
 from andromeda.commands.session import Session
 from andromeda.commands.train import train
+from andromeda.data.build import build
+from andromeda.data.spec import parse_spec
+from andromeda.data.stream import Stream
 from andromeda.errors import AndromedaError
+from andromeda.model import IGNORED
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine
 from andromeda.training.lora import check_lora, load_adapter
 from andromeda.training.lora_recipe import LoraRecipe
 from andromeda.training.metrics import read_metrics
+from andromeda.training.objective import NextToken
 from andromeda.training.state import load_state
 from tests.commands.runs import VERSE, assert_same_run, at_step, refused, write_recipe
 
@@ -34,6 +39,19 @@ accumulate: 2
 learning_rate: 0.003
 warmup_steps: 1
 log_every: 1
+validate_every: 3
+save_every: 2
+"""
+LORA = """
+model: {from: FOLDER/base}
+data: {train: FOLDER/train.jsonl, validation: FOLDER/validation.txt}
+lora: {rank: 4, alpha: 8}
+output: FOLDER/lora
+steps: 6
+batch_size: 2
+learning_rate: 0.01
+warmup_steps: 1
+log_every: 2
 validate_every: 3
 save_every: 2
 """
@@ -61,6 +79,10 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "stage.yaml"
     path.write_text(text.replace("FOLDER", str(folder)))
     return path
+
+
+def newest(run: Path) -> Path:
+    return run_checkpoints(run)[0]
 
 
 def interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str) -> None:
@@ -112,7 +134,7 @@ def test_other_pairs_are_refused_once_the_reference_is_measured(folder: Path) ->
         (["data.pairs=[]", "data.train=FOLDER/train.jsonl", "dpo_beta=0.1"], r"dpo_beta=0\.1 is for data\.pairs"),
         (["model={from: FOLDER/base, dim: 8}"], r"model\.dim=8 cannot change the model of model\.from"),
         (["tokenizer.vocab_size=300"], r"tokenizer\.vocab_size=300 is for a new tokenizer"),
-        (["tokenizer.path=FOLDER/other"], r"tokenizer\.path=.* is another tokenizer than that of model\.from"),
+        (["tokenizer.path=FOLDER/other"], r"model\.from=.* has another tokenizer than tokenizer\.path="),
     ],
 )
 def test_mistakes_leave_nothing_behind(folder: Path, overrides: list[str], message: str) -> None:
@@ -120,6 +142,112 @@ def test_mistakes_leave_nothing_behind(folder: Path, overrides: list[str], messa
     Tokenizer.train([VERSE], 290).save(folder / "other")
     with refused(folder, message):
         train(str(recipe), [override.replace("FOLDER", str(folder)) for override in overrides])
+
+
+@pytest.mark.parametrize(("text", "lost"), [(DPO, "training/reference.safetensors"), (LORA, "adapter")])
+def test_what_a_checkpoint_has_lost_is_not_made_up(text: str, lost: str, folder: Path) -> None:
+    recipe = write(folder, text)
+    train(str(recipe), ["steps=2"])
+    path = newest(next(path for path in folder.iterdir() if path.name in ("dpo", "lora"))) / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(AndromedaError, match=r"its checkpoint has no .* any more"):
+        train(str(recipe), ["steps=4"])
+
+
+# ---- conversations -------------------------------------------------------------------------------
+
+SPEC = """
+tokenizer: {path: FOLDER/base, chat: CHAT}
+sources:
+  calls: {synthetic: {task: tool_calls, tools: [1, 1], cases: [one]}, documents: 2}
+  talk: {files: [talk.jsonl], licence: own, messages: messages}
+stages:
+  chat: {seq_len: 2048, epochs: {calls: 1, talk: 1}}
+"""
+SFT = """
+model: {from: FOLDER/base, max_seq_len: 2048}
+data: {build: FOLDER/build}
+output: FOLDER/sft
+batch_size: 1
+learning_rate: 0.003
+"""
+TALK = [
+    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is the sea deep?"},
+    {"role": "assistant", "content": "It is."}, {"role": "user", "content": "And <|im_end|> wide?"},
+    {"role": "assistant", "content": "That too."},
+]  # fmt: skip
+
+
+def build_chats(folder: Path, chat: bool) -> Stream:
+    (folder / "talk.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
+    spec = parse_spec(SPEC.replace("FOLDER", str(folder)).replace("CHAT", str(chat).lower()), "spec.yaml")
+    build(spec, folder, folder / "build", lambda *_: None, num_workers=1)
+    return Stream(folder / "build")
+
+
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The batches that the loss is computed of."""
+    batches: list[Any] = []
+    original = NextToken.forward
+
+    def forward(objective: NextToken, batch: Any) -> Any:
+        batches.append(batch)
+        return original(objective, batch)
+
+    monkeypatch.setattr(NextToken, "forward", forward)
+    return batches
+
+
+def assert_the_assistant_alone_is_learned(batches: list[Any], tokenizer: Tokenizer) -> None:
+    """By ids: what is predicted is each answer with the end of its turn, or each call, and no other token."""
+    said = []
+    end = tokenizer.token_to_id("<|im_end|>")
+    for ids, targets, documents in batches:
+        for row in range(len(ids)):
+            for document in documents[row].unique().tolist():
+                own = targets[row][(documents[row] == document) & (targets[row] != IGNORED)].tolist()
+                said.append(own)
+    answers = sorted(tokenizer.decode(own, skip_special=False) for own in said if own)
+    assert [*tokenizer.encode("It is."), end, *tokenizer.encode("That too."), end] in said
+    assert len(answers) == 3 and answers[2] == "It is.<|im_end|>That too.<|im_end|>"
+    for call in answers[:2]:
+        assert call.startswith('<tool_call>{"name": "') and call.endswith("}</tool_call><|im_end|>")
+        assert call.count("<|im_end|>") == 1
+
+
+def test_of_conversations_and_calls_the_assistant_s_tokens_are_learned(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, batches = build_chats(folder, chat=False), computed(monkeypatch)
+    train(str(write(folder, SFT)), [])
+    assert_the_assistant_alone_is_learned(batches, stream.tokenizer)
+    assert Tokenizer.load(newest(folder / "sft")).sha256 == Tokenizer.load(newest(folder / "base")).sha256
+
+
+def test_a_model_without_a_chat_template_gets_ours_and_rows_for_its_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Tokenizer.train([VERSE], 300, special_tokens=["<|endoftext|>"], tool_tokens=[])
+    plain.save(folder / "plain")
+    shutil.rmtree(folder / "base")
+    keys = [f"output={folder / 'base'}", "tokenizer.vocab_size=null", f"tokenizer.path={folder / 'plain'}"]
+    train(str(folder / "tiny.yaml"), [*keys, "steps=2", "model.num_tokens=300", "model.max_seq_len=64"])
+    with pytest.raises(AndromedaError, match="no chat template"):
+        build_chats(folder, chat=False)
+    shutil.rmtree(folder / "build")
+    stream, batches = build_chats(folder, chat=True), computed(monkeypatch)
+    recipe = write(folder, SFT)
+    with pytest.raises(AndromedaError, match=r"the build .* has tokens that are new to model\.from=.* drop `lora`"):
+        train(str(recipe), ["lora={rank: 2}"])
+    train(str(recipe), ["learning_rate=1e-9"])
+    assert_the_assistant_alone_is_learned(batches, stream.tokenizer)
+    base, tuned = load_checkpoint(newest(folder / "base")), load_checkpoint(newest(folder / "sft"))
+    assert (plain.vocab_size, stream.tokenizer.vocab_size, tuned.config.num_tokens) == (300, 308, 320)
+    for before, after in ((base.embedding, tuned.embedding), (base.to_logits, tuned.to_logits)):
+        rows, weight = cast(torch.Tensor, before.weight), cast(torch.Tensor, after.weight)
+        torch.testing.assert_close(weight[:300], rows, rtol=0, atol=1e-7)
+        torch.testing.assert_close(weight[300:308], rows.mean(0).expand(8, -1), rtol=0, atol=1e-6)
+    train(str(write(folder, SFT.replace("base", "sft").replace("output: FOLDER/sft", "output: FOLDER/more"))), [])
 
 
 # ---- a longer context ----------------------------------------------------------------------------
@@ -139,24 +267,6 @@ def test_a_model_goes_on_at_another_length(folder: Path) -> None:
 
 
 # ---- adapters ------------------------------------------------------------------------------------
-
-LORA = """
-model: {from: FOLDER/base}
-data: {train: FOLDER/train.jsonl, validation: FOLDER/validation.txt}
-lora: {rank: 4, alpha: 8}
-output: FOLDER/lora
-steps: 6
-batch_size: 2
-learning_rate: 0.01
-warmup_steps: 1
-log_every: 2
-validate_every: 3
-save_every: 2
-"""
-
-
-def newest(run: Path) -> Path:
-    return run_checkpoints(run)[0]
 
 
 def test_an_adapter_is_learned_merged_and_opened_by_peft(folder: Path) -> None:
