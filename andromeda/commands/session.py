@@ -129,9 +129,8 @@ class Session:
         )
 
     def _flops_per_token(self, seq_len: int) -> float:
-        halves = 1 if self.data.pairs is None else 2  # of what the loop takes for a sequence
         with self.engine.whole():
-            return training_flops_per_token(self.engine.model, seq_len // halves)
+            return training_flops_per_token(self.engine.model, min(seq_len, self.data.longest))
 
     def _watch(self, write: Callable[[dict[str, Any]], object], state: TrainingState) -> None:
         """A line on the heads; all processes compute it, from the same text."""
@@ -154,7 +153,7 @@ class Session:
     def _bits_per_byte(self, corpus: Corpus) -> float:
         """Processes take turns with the batches."""
         mine = in_turns(
-            self._validation_batches(corpus, self.recipe.batch_size), self.engine.processes, self.data.steps.longest
+            self._validation_batches(corpus, self.recipe.batch_size), self.engine.processes, self.data.longest
         )
         with self.engine.evaluating():
             nats = total_nats(self.engine.objective, mine)
@@ -162,7 +161,7 @@ class Session:
 
     def _validation_batches(self, corpus: Corpus, batch_size: int) -> Iterator[Batch]:
         return validation_batches(
-            corpus.tokens, self.data.steps.longest, batch_size, end_of_text=self.tokenizer.eos_id,
+            corpus.tokens, self.data.longest, batch_size, end_of_text=self.tokenizer.eos_id,
             packed_documents=self.recipe.data.packed_documents,
         )  # fmt: skip
 
@@ -226,7 +225,7 @@ class Session:
         held_out = "" if self.validation is None else f"; validation on {plural(len(self.validation.tokens), 'token')}"
         about = About(
             self.recipe, self.engine.model.config, self.engine.processes, status, self._described + held_out,
-            self.data.steps.longest,
+            self.data.longest,
         )  # fmt: skip
         try:
             drawn = summarise(self.directory, about)

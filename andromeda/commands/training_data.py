@@ -39,6 +39,11 @@ class TrainingData:
     num_tokens: int | None
     pairs: PairSequences | None = None
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model reads; of pairs half of what a step takes for one."""
+        return self.steps.longest // (1 if self.pairs is None else 2)
+
 
 def text_data(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, seq_len: int) -> TrainingData:
     windows = TokenWindows(

@@ -110,9 +110,10 @@ def test_preferences_are_learned_and_go_on_exactly_without_their_origin(
     assert_same_run(folder / "dpo", folder / "whole")
 
 
-def test_other_pairs_are_refused_once_the_reference_is_measured(folder: Path) -> None:
-    recipe = write(folder, DPO)
+def test_other_pairs_are_refused_once_the_reference_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, batches = write(folder, DPO), computed(monkeypatch)
     train(str(recipe), ["steps=2"])
+    assert {batch[0].shape[1] for batch in batches} == {64}  # of pairs, of what measures the reference, of validation
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(pairs.read_text(encoding="utf-8").splitlines(keepends=True)[1:]))
     with pytest.raises(AndromedaError, match=r"data\.pairs=.* is not what this run began with"):
