@@ -37,6 +37,7 @@ def _train(plan: Recipe, processes: Processes) -> None:
     from andromeda.commands.session import prepare
     from andromeda.commands.start import check_start, find_start
     from andromeda.commands.training_data import open_build, within_build
+    from andromeda.training.engines import check_engine
     from andromeda.training.lora import check_lora
     from andromeda.training.processes import check_teams
     from andromeda.training.run import RunDirectory, open_run
@@ -48,6 +49,7 @@ def _train(plan: Recipe, processes: Processes) -> None:
         check_teams(plan.context_parallel, processes.ranks)
         check_lora(plan.lora, processes.ranks)
         check_trackers(plan.track)
+        check_engine(plan, processes)
         stream = open_build(plan, check=processes.first)
         if processes.first and not RunDirectory(path).checkpoints():
             check_start(plan, stream)

@@ -27,7 +27,8 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 Checkpointing = Literal["none", "selective", "full"]
-EngineName = Literal["ddp", "fsdp"]
+EngineName = Literal["ddp", "fsdp", "zero3"]
+Offload = Literal["none", "cpu", "nvme"]
 FailedSave = Literal["stop", "go_on"]
 Tracker = Literal["tensorboard", "trackio"]
 Scalar = int | float | bool | str | None
@@ -109,7 +110,9 @@ class Recipe:
     precision: Precision = "float32"  # of activations, weights are float32; fp8: bfloat16, products of blocks in 8 bits
     checkpointing: Checkpointing = "none"  # of activations: selective keeps products and attention; full, block inputs
     compile: bool = False  # blocks by torch.compile: minutes before the first step, then faster
-    engine: EngineName = "ddp"  # of several processes: each has all weights; fsdp: each has a part of them
+    engine: EngineName = "ddp"  # of several processes: each has all weights; fsdp and zero3: each has a part of them
+    offload: Offload = "none"  # with zero3: where weights and the optimizer's state lie while they are not needed
+    nvme_path: str | None = None  # with offload: nvme, a directory on a fast disk of each machine
     context_parallel: int = 1  # so many processes share each sequence; a multiple of them share the sequences
     seed: int = 0
 
@@ -143,15 +146,12 @@ class Recipe:
         _require(self.patience > 0, "patience", self.patience, "must be positive")
         _require(self.spike is None or self.spike > 1, "spike", self.spike, "must be more than 1; null for none")
         _require(
-            self.engine != "fsdp" or self.optimizer != "adamw8bit",
-            "optimizer", self.optimizer, "cannot be gathered from engine='fsdp' yet; take adamw, or engine='ddp'",
-        )  # fmt: skip
-        _require(
             self.precision != "fp8" or self.lora is None,
             "precision", self.precision, "is for whole weights, not for the thin ones of lora; take bfloat16",
         )  # fmt: skip
         if self.context_parallel > 1:
             self._check_context()
+        self._check_engine()
         if self.data.build is not None:
             self._check_build()
         if self.data.pairs:
@@ -197,6 +197,35 @@ class Recipe:
         _require(not self.data.pairs, key, value, "does not go with data.pairs yet: an answer's tokens stay together")
         _require(not self.tasks, key, value, "does not go with tasks yet, whose heads see whole texts; leave one out")
         _require(not self.compile, key, value, "does not go with compile yet; leave one out")
+
+    def _check_engine(self) -> None:
+        _require(
+            self.engine != "fsdp" or self.optimizer != "adamw8bit",
+            "optimizer", self.optimizer, "cannot be gathered from engine='fsdp' yet; take adamw, or engine='ddp'",
+        )  # fmt: skip
+        _require(
+            self.engine != "zero3" or self.optimizer == "adamw",
+            "optimizer", self.optimizer, "is not exact with engine='zero3', which holds parts of matrices; take adamw",
+        )  # fmt: skip
+        if self.engine == "zero3":
+            what = "does not go with engine='zero3', where a weight that a batch leaves out keeps an old gradient"
+            _require(not self.tasks, "tasks", list(self.tasks), what)
+            # Of DeepSpeed's own loss scale, and where modules that it watches are taken apart: not tried.
+            _require(
+                self.precision in ("float32", "bfloat16"),
+                "precision", self.precision, "does not go with engine='zero3'; take bfloat16",
+            )  # fmt: skip
+            _require(not self.compile, "compile", True, "does not go with engine='zero3'; take another, or false")
+            what = "does not go with engine='zero3' yet; take another"
+            _require(self.context_parallel == 1, "context_parallel", self.context_parallel, what)
+        _require(
+            self.engine == "zero3" or self.offload == "none",
+            "offload", self.offload, f"is for engine='zero3', not {self.engine!r}; change one of them",
+        )  # fmt: skip
+        _require(
+            (self.nvme_path is not None) == (self.offload == "nvme"),
+            "nvme_path", self.nvme_path, "goes with offload='nvme', and names a directory; give both or none",
+        )  # fmt: skip
 
     def _check_build(self) -> None:
         _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")
@@ -443,6 +472,7 @@ WRONG_TYPE = re.compile(
     r"(?P<key>\S+): (Expected (an? )?(?P<one>.+)\. Got|Does not .* Subtypes: \[(?P<any>.+)\] Errors: .* Given)"
     r" value: (?P<value>.*)"
 )
+CHOICES = (Schedule, Precision, OptimizerName, EngineName, Offload, FailedSave, Tracker, Balancing, Pooling, TaskKind)
 NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")  # a key of an optional section
 
 
@@ -451,7 +481,7 @@ def _one_line(message: str) -> str:
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
     message = re.sub(r"tasks: Problem with given class_path '\S+': (\w+):", r"tasks.*.\1:", message)
     message = message.replace("tasks: Expected a dot import path string:", "tasks.*: must be keys with values; got")
-    for choices in (Schedule, Precision, OptimizerName, EngineName, FailedSave, Tracker, Balancing, Pooling, TaskKind):
+    for choices in CHOICES:
         message = message.replace(f"a {choices}", f"one of {', '.join(get_args(choices))}")
         message = message.replace(str(choices), f"one of {' | '.join(get_args(choices))}")
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message))

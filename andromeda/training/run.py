@@ -32,7 +32,7 @@ RECIPE = "recipe.yaml"
 # read at once: the position in the data is a number of sequences. That a build is still the same, its manifest says.
 # How processes share the work, too: a checkpoint has everything whole.
 FREE_KEYS = (
-    "output", "data.build", "steps", "batch_size", "accumulate", "engine", "checkpointing",
+    "output", "data.build", "steps", "batch_size", "accumulate", "engine", "offload", "nvme_path", "checkpointing",
     "context_parallel",
     "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save", "patience", "track",
 )  # fmt: skip

@@ -8,7 +8,7 @@ optimizer.safetensors   the optimizer's tensors as NAME_OF_PARAMETER/KEY, and th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -105,20 +105,37 @@ def restore(
     Raises:
         AndromedaError: the tensors belong to another model, or a package that they need is not installed.
     """
-    held: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        held.setdefault(parameter, {})[key] = tensor
-    generators = held.pop(RANDOM, {})
     parameters = [name for name, _ in _named(model, optimizer)]
-    for name in sorted(held.keys() ^ set(parameters)):
-        what = "lacks" if name not in held else "has, beyond the model's,"
-        raise AndromedaError(f"{FOLDER}/{TENSORS}: {what} the parameter {name!r}; it belongs to another model")
+    held, generators = by_parameter(tensors, parameters)
     state = {index: from_plain(held[name]) for index, name in enumerate(parameters)}
     if part is not None:
         for index, (_, owner) in enumerate(_named(model, optimizer)):
             state[index] = {key: part(value, owner) for key, value in state[index].items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    set_generators(generators)
+
+
+def by_parameter(
+    tensors: Mapping[str, Tensor], parameters: Sequence[str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """What an optimizer holds of each parameter, by key; and the states of the random generators.
+
+    Raises:
+        AndromedaError: the tensors belong to other parameters.
+    """
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        held.setdefault(parameter, {})[key] = tensor
+    generators = held.pop(RANDOM, {})
+    for name in sorted(held.keys() ^ set(parameters)):
+        what = "lacks" if name not in held else "has, beyond the model's,"
+        raise AndromedaError(f"{FOLDER}/{TENSORS}: {what} the parameter {name!r}; it belongs to another model")
+    return held, generators
+
+
+def set_generators(generators: Mapping[str, Tensor]) -> None:
+    """Puts the random generators where they were."""
     if "cpu" in generators:
         torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():

@@ -27,6 +27,7 @@ PRELOADED = [
     "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.nn.parallel",
+    "deepspeed",
     "jsonargparse",
     "docstring_parser",
 ]

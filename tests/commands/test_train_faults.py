@@ -50,7 +50,7 @@ def wait_for(what: Path, launched: Launched) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("engine", "victim"), [("ddp", 0), ("fsdp", 1)])
+@pytest.mark.parametrize(("engine", "victim"), [("ddp", 0), ("fsdp", 1), ("zero3", 0)])
 def test_kill_9_of_one(
     engine: str, victim: int, launch: Launcher, recipe: Path, output: Path, whole: Callable[[str], Path]
 ) -> None:

@@ -17,7 +17,7 @@ from andromeda.commands.train import train
 from tests.commands.launcher import Launcher
 from tests.commands.runs import ROOT, assert_same_run, heads, untimed
 
-ENGINES = ["ddp", "fsdp"]
+ENGINES = ["ddp", "fsdp", "zero3"]
 PATIENCE = 240  # seconds
 LOG = "launcher.log"
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")

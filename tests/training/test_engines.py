@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from andromeda.config import AndromedaConfig
 from andromeda.model import Andromeda
 from andromeda.tensorfile import load_tensors, save_tensors
 from andromeda.training.engines import build_engine
 from andromeda.training.loop import Loop, Outside
 from andromeda.training.metrics import training_flops_per_token
+from andromeda.training.objective import total_nats
 from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
@@ -29,9 +32,16 @@ MUON = 2e-3  # tolerance: PyTorch's orthogonalises in bfloat16, so that a roundi
 CPU = torch.device("cpu")
 KEYS: dict[str, Any] = {
     "steps": 6, "batch_size": 2, "accumulate": 3, "warmup_steps": 2, "learning_rate": 0.01, "log_every": 1,
-    "clip_norm": 0.5,
+    "clip_norm": 0.5, "validate_every": 1,
 }  # fmt: skip
-ENGINES = pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+ODD = dataclasses.replace(TINY, dim=33)  # of some parameters the shares differ
+ENGINES = pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero3", "zero3 cpu"])
+
+
+def named(engine: str) -> dict[str, Any]:
+    """The recipe's keys of an engine and of where it keeps things."""
+    name, _, offload = engine.partition(" ")
+    return {"engine": name, **({"offload": offload} if offload else {})}
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +52,24 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 
 def run(
-    group: Any, keys: dict[str, Any], until: int, folder: str, goes_on: bool = False
+    group: Any,
+    keys: dict[str, Any],
+    until: int,
+    folder: str,
+    goes_on: bool = False,
+    poisoned: Sequence[int] = (),
+    config: AndromedaConfig = ODD,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Trains the tiny model to a step, from the folder's tensors if it goes on, and leaves them there.
+    """Trains a tiny model to a step, from the folder's tensors if it goes on, and leaves them there.
 
-    Returns the lines of metrics, and the operations of a token as this process reckons them.
-    """
+    In the poisoned steps the last process' loss is no number. Returns the lines of metrics, and the operations of a
+    token as this process reckons them.
+    """  # fmt: skip
     processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
     processes = processes.in_teams(keys.get("context_parallel", 1))
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **{**KEYS, **keys})
     torch.manual_seed(0)
-    model = Andromeda(TINY)
+    model = Andromeda(config)
     weights, tensors = Path(folder) / "weights", Path(folder) / "optimizer"
     state = TrainingState()
     if goes_on:
@@ -71,8 +88,23 @@ def run(
             save_tensors(weights, dict(mine))
             save_tensors(tensors, {**theirs, "random/counts": torch.tensor([state.step, state.sequence])})
 
+    def poison(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        poisons = state.step in poisoned and processes.rank == processes.ranks - 1 and torch.is_grad_enabled()
+        return output * torch.nan if poisons else output
+
+    def go_back() -> bool:
+        engine.take(load_tensors(weights)[0])
+        engine.restore({name: x for name, x in load_tensors(tensors)[0].items() if name != "random/counts"})
+        return True
+
+    def validate() -> dict[str, float]:
+        count = 2 // processes.ranks
+        nats = total_nats(engine.objective, [sequences(1000 + processes.rank * count, count)])
+        return {"validation_bits_per_byte": processes.sum(nats).item()}
+
+    engine.model.blocks[1].register_forward_hook(poison)
     lines: list[dict[str, Any]] = []
-    outside = Outside(sequences, None, save, lines.append, lambda: state.step == until, lambda: False, lambda _: None)
+    outside = Outside(sequences, validate, save, lines.append, lambda: state.step == until, go_back, lambda _: None)
     Loop(recipe, engine, state, Steps((ENDLESS,), (16,), recipe.batch_size, recipe.accumulate), METER, outside).run(
         Silent()
     )
@@ -98,33 +130,58 @@ def folders(tmp_path: Path, *names: str) -> list[Path]:
     return made
 
 
-@ENGINES
+SHARES: dict[str, dict[str, Any]] = {
+    "even": {}, "one sequence for two": {"batch_size": 1, "accumulate": 1},
+    "uneven": {"batch_size": 5, "accumulate": 1}, "muon": {"optimizer": "muon"},
+    "checkpointed": {"checkpointing": "full"},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "keys",
-    [{}, {"batch_size": 1, "accumulate": 1}, {"batch_size": 5, "accumulate": 1}, {"optimizer": "muon"}],
-    ids=["even", "one sequence for two", "uneven", "muon"],
+    ("engine", "keys"),
+    [
+        pytest.param(engine, SHARES[name], id=f"{engine}-{name}")
+        for engine, names in {
+            "ddp": ["even", "one sequence for two", "uneven", "muon"],
+            "fsdp": ["even", "one sequence for two", "uneven", "muon"],
+            "zero3": ["even", "one sequence for two", "uneven"],
+            "zero3 cpu": ["checkpointed"],
+        }.items()
+        for name in names
+    ],
 )
 def test_the_loss_curve_is_that_of_one_process(engine: str, keys: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
     one, two = folders(tmp_path, "one", "two")
     expected, operations = run(None, keys, 6, str(one))
-    found = ranks(run, 2, {**keys, "engine": engine}, 6, str(two))
+    found = ranks(run, 2, {**keys, **named(engine)}, 6, str(two))
     for lines, reckoned in found:
         assert reckoned == pytest.approx(operations)
         assert len(lines) == 6
         for line, exact in zip(lines, expected, strict=True):
-            for key in ("step", "tokens", "loss", "gradient_norm", "learning_rate"):
+            for key in ("step", "tokens", "loss", "gradient_norm", "learning_rate", "validation_bits_per_byte"):
                 assert line[key] == pytest.approx(exact[key], rel=1e-5), key
     assert_close(two, one, MUON if keys.get("optimizer") == "muon" else 1e-4)
 
 
-@ENGINES
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bfloat16_is_the_same_with_zero3(ranks: Ranks, tmp_path: Path) -> None:
+    """As with DDP: one process has other sums."""
+    other, zero = folders(tmp_path, "ddp", "zero3")
+    keys = {"precision": "bfloat16"}
+    expected, _ = ranks(run, 2, {**keys, "engine": "ddp"}, 6, str(other))[0]
+    found, _ = ranks(run, 2, {**keys, "engine": "zero3"}, 6, str(zero))[0]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "optimizer"),
+    [("ddp", "adamw"), ("ddp", "muon"), ("fsdp", "adamw"), ("fsdp", "muon"), ("zero3", "adamw")],
+)
 def test_what_two_saved_one_goes_on_with_and_the_other_way_round(
     engine: str, optimizer: str, ranks: Ranks, tmp_path: Path
 ) -> None:
     whole, first, second = folders(tmp_path, "whole", "first", "second")
     one: dict[str, Any] = {"optimizer": optimizer}
-    two = {**one, "engine": engine}
+    two = {**one, **named(engine)}
     run(None, one, 6, str(whole))
     ranks(run, 2, two, 3, str(first))
     run(None, one, 6, str(first), True)
@@ -137,26 +194,42 @@ def test_what_two_saved_one_goes_on_with_and_the_other_way_round(
 @ENGINES
 def test_stopped_and_resumed_it_is_the_same_bit_for_bit(engine: str, ranks: Ranks, tmp_path: Path) -> None:
     whole, parts = folders(tmp_path, "whole", "parts")
-    ranks(run, 2, {"engine": engine}, 6, str(whole))
-    ranks(run, 2, {"engine": engine}, 2, str(parts))
-    ranks(run, 2, {"engine": engine}, 6, str(parts), True)
+    ranks(run, 2, {**named(engine)}, 6, str(whole))
+    ranks(run, 2, {**named(engine)}, 2, str(parts))
+    ranks(run, 2, {**named(engine)}, 6, str(parts), True)
     ours, theirs = tensors(parts), tensors(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def held(group: Any, engine: str) -> int:
-    """Numbers of weights that a process holds."""
+@ENGINES
+def test_steps_are_left_out_and_taken_back_as_by_one_process(engine: str, ranks: Ranks, tmp_path: Path) -> None:
+    one, two = folders(tmp_path, "one", "two")
+    keys = {"steps": 9, "save_every": 2}
+    poisoned = [0, 3, 4, 5, 6, 7]  # the first; and five in a row, after one that weights followed since they were saved
+    expected, _ = run(None, keys, 9, str(one), poisoned=poisoned)
+    found, _ = ranks(run, 2, {**keys, **named(engine)}, 9, str(two), False, poisoned)[0]
+    assert [line["step"] for line in expected if "left_out" in line] == [1, 4, 5, 6, 7, 8]
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    assert_close(two, one, 1e-4)
+
+
+def held(group: Any, engine: str) -> tuple[int, int]:
+    """Numbers of weights that a process holds, and that all learn."""
     processes = Processes(group.rank(), group.size(), CPU, group)
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, engine=engine)  # type: ignore[arg-type]
     built = build_engine(recipe, Andromeda(TINY), processes)
-    return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in built.model.parameters())
+    kept = "ds_tensor" if engine == "zero3" else "_local_tensor"
+    own = [getattr(parameter, kept, parameter) for parameter in built.model.parameters()]
+    return sum(part.numel() for part in own), built.num_learned
 
 
-def test_fsdp_shares_the_weights_out(ranks: Ranks) -> None:
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_weights_are_shared_out(engine: str, ranks: Ranks) -> None:
     total = TINY.num_parameters()
-    assert ranks(held, 2, "ddp") == [total, total]
-    parts = ranks(held, 2, "fsdp")
-    assert sum(parts) == total and max(parts) < 0.55 * total
+    assert ranks(held, 2, "ddp") == [(total, total)] * 2
+    parts = ranks(held, 2, engine)
+    assert sum(part for part, _ in parts) == total and max(part for part, _ in parts) < 0.55 * total
+    assert [learned for _, learned in parts] == [total, total]
 
 
 def asked_to_stop(group: Any) -> int:

@@ -128,7 +128,7 @@ def run(group: Any, engine: str, folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero3"])
 def test_two_processes_train_as_one_does(engine: str, ranks: Ranks, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()

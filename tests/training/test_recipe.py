@@ -98,7 +98,10 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("data.packed_documents=3", r"data\.packed_documents: must be true or false; got '3'"),
         ("betas=[1]", r"betas: must be a list of two numbers; got '\[1\]'"),
         ("schedule=linear", r"poems\.yaml: schedule: must be one of cosine, wsd, constant; got 'linear'"),
-        ("engine=zero3", r"engine: must be one of ddp, fsdp; got 'zero3'"),
+        ("engine=zero4", r"engine: must be one of ddp, fsdp, zero3; got 'zero4'"),
+        ("offload=disk", r"offload: must be one of none, cpu, nvme; got 'disk'"),
+        ("offload=cpu", r"offload='cpu' is for engine='zero3', not 'ddp'; change one of them"),
+        ("nvme_path=/nvme", r"nvme_path='/nvme' goes with offload='nvme', and names a directory; give both or none"),
         ("failed_save=no", r"failed_save: must be one of stop, go_on; got 'no'"),
         ("spike=1", r"spike=1\.0 must be more than 1; null for none"),
         ("optimizer=sgd", r"optimizer: must be one of adamw, adamw8bit, muon; got 'sgd'"),
@@ -142,6 +145,31 @@ def test_moments_in_eight_bits_do_not_go_with_shared_weights(path: Path) -> None
 def test_eight_bits_are_not_for_adapters(path: Path) -> None:
     with pytest.raises(AndromedaError, match=r"precision='fp8' is for whole weights"):
         read_recipe(path, ["precision=fp8", "model={from: runs/base}", "lora={}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optimizer=muon",
+            r"optimizer='muon' is not exact with engine='zero3', which holds parts of matrices; take adamw",
+        ),
+        ("optimizer=adamw8bit", r"optimizer='adamw8bit' is not exact with engine='zero3'"),
+        ("precision=fp8", r"precision='fp8' does not go with engine='zero3'; take bfloat16"),
+        ("precision=float16", r"precision='float16' does not go with engine='zero3'; take bfloat16"),
+        (
+            "tasks={text: {}}",
+            r"tasks=\['text'\] does not go with engine='zero3', where a weight that a batch leaves out",
+        ),
+        ("context_parallel=2", r"context_parallel=2 does not go with engine='zero3' yet; take another"),
+        ("compile=true", r"compile=True does not go with engine='zero3'; take another, or false"),
+        ("offload=nvme", r"nvme_path=None goes with offload='nvme', and names a directory; give both or none"),
+    ],
+)
+def test_what_zero3_does_not_go_with(path: Path, override: str, message: str) -> None:
+    with pytest.raises(AndromedaError, match=message) as raised:
+        read_recipe(path, ["engine=zero3", override])
+    assert "\n" not in str(raised.value)
 
 
 BUILD = "model: {preset: nano, dim: 64}\ndata: {build: build/small, validation: c.txt}\n"
