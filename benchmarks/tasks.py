@@ -6,10 +6,12 @@
   of the variance that is explained (R^2).
 
 A step reads 768 tokens of each task that is part of it, or of all three together 256 tokens of each; all runs have as
-many steps, the same model, tokenizer, learning rates and weights to begin with. `alone` so has the tokens that the
-three have together; `alone, a third` has as many of its own as it has in the run together.
+many steps, the same model, tokenizer and weights to begin with. `alone` so has the tokens that the three have
+together; `alone, a third` has as many of its own as it has in the run together. All are run at two learning rates.
 
-    python benchmarks/tasks.py DATA --json tasks.json --picture tasks.png    # 21 runs and 2 seeds: 20 minutes
+    python benchmarks/tasks.py DATA --json tasks.json --picture tasks.png    # 18 runs: 20 minutes of one core
+
+What the JSON file holds of other seeds and rates stays, and is in the table too.
 
 DATA holds quant/gsm8k.jsonl.xz and tools/metatool_selection.jsonl.xz, as their owners have them, a JSON object a line.
 """
@@ -21,8 +23,6 @@ import hashlib
 import json
 import lzma
 import os
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -72,6 +72,7 @@ RUNS = [
 @dataclass(frozen=True)
 class Result:
     run: str
+    learning_rate: float
     seed: int
     scores: dict[str, float]  # by task: bits per byte, accuracy, R^2
     weights: dict[str, float]  # by task, at the end
@@ -133,7 +134,7 @@ def lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def recipe(run: Run, folder: Path, seed: int, steps: int, tokens: dict[str, float]) -> dict[str, Any]:
+def recipe(run: Run, folder: Path, rate: float, seed: int, steps: int, tokens: dict[str, float]) -> dict[str, Any]:
     """
     Args:
         tokens: of an input of each task.
@@ -152,11 +153,11 @@ def recipe(run: Run, folder: Path, seed: int, steps: int, tokens: dict[str, floa
         "tokenizer": {"path": str(folder / "tokenizer")},
         "tasks": tasks,
         "balance": run.balance,
-        "output": str(folder / f"{run.name}-{seed}"),
+        "output": str(folder / f"{run.name}-{rate}-{seed}"),
         "steps": steps,
         "batch_size": round(TOKENS / run.share / SEQ_LEN),
-        "learning_rate": 4e-3,  # this and the rest as in recipes/verse.yaml
-        "warmup_steps": steps // 6,
+        "learning_rate": rate,
+        "warmup_steps": steps // 6,  # this and the rest as in recipes/verse.yaml
         "schedule": "wsd",
         "decay_fraction": 0.5,
         "final_ratio": 0.0,
@@ -167,12 +168,15 @@ def recipe(run: Run, folder: Path, seed: int, steps: int, tokens: dict[str, floa
     }
 
 
-def measured(run: Run, folder: Path, seed: int, steps: int, tokens: dict[str, float], variance: float) -> Result:
-    plan = folder / f"{run.name}-{seed}.yaml"
-    plan.write_text(yaml.safe_dump(recipe(run, folder, seed, steps, tokens)))
+def measured(
+    run: Run, folder: Path, rate: float, seed: int, steps: int, tokens: dict[str, float], variance: float
+) -> Result:
+    keys = recipe(run, folder, rate, seed, steps, tokens)
+    plan = Path(f"{keys['output']}.yaml")
+    plan.write_text(yaml.safe_dump(keys))
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         train(str(plan), [])
-    last = read_metrics(folder / f"{run.name}-{seed}" / "metrics.jsonl")[-1]
+    last = read_metrics(Path(keys["output"]) / "metrics.jsonl")[-1]
     scores = {}
     if "text" in run.tasks:
         scores["text"] = last["validation_bits_per_byte"]
@@ -180,7 +184,7 @@ def measured(run: Run, folder: Path, seed: int, steps: int, tokens: dict[str, fl
         scores["tool"] = last["tool/validation_accuracy"]
     if "steps" in run.tasks:
         scores["steps"] = 1 - last["steps/validation_error"] ** 2 / variance
-    return Result(run.name, seed, scores, {name: last[f"{name}/weight"] for name in run.tasks})
+    return Result(run.name, rate, seed, scores, {name: last[f"{name}/weight"] for name in run.tasks})
 
 
 def prepare(folder: Path) -> dict[str, float]:
@@ -203,73 +207,72 @@ def prepare(folder: Path) -> dict[str, float]:
 
 
 def table(found: list[Result]) -> str:
-    rows = ["| | text, bits a byte | tool, accuracy | steps, R² |", "|---|---:|---:|---:|"]
+    rows = ["| | learning rate | text, bits a byte | tool, accuracy | steps, R² |", "|---|---:|---:|---:|---:|"]
     for run in RUNS:
-        cells = [cell([x.scores[name] for x in found if x.run == run.name and name in x.scores]) for name in NAMES]
-        rows.append(f"| {run.name} | {' | '.join(cells)} |")
+        for rate in sorted({x.learning_rate for x in found if x.run == run.name}):
+            same = [x for x in found if (x.run, x.learning_rate) == (run.name, rate)]
+            cells = [", ".join(f"{x.scores[name]:.3f}" for x in same if name in x.scores) or "-" for name in NAMES]
+            rows.append(f"| {run.name} | {rate:.0e} | {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def cell(values: list[float]) -> str:
-    """The mean, and from which to which."""
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def draw(found: list[Result], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 3.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     titles = {"text": "text: bits a byte (less is better)", "tool": "tool: accuracy", "steps": "steps: R²"}
+    rates = sorted({x.learning_rate for x in found})
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        shown = [run for run in RUNS if name in run.tasks]
-        for place, run in enumerate(reversed(shown)):
-            values = [x.scores[name] for x in found if x.run == run.name]
-            color = "#c23b22" if len(run.tasks) > 1 else "#3b6fa8"
-            axes.plot(values, [place] * len(values), "o", color=color)
-        axes.set_yticks(range(len(shown)), [run.name.removeprefix(f"{name} ") for run in reversed(shown)])
+        shown = [run for run in reversed(RUNS) if name in run.tasks]
+        for rate, marker in zip(rates, "osD^v"[: len(rates)], strict=True):
+            points = [
+                (x.scores[name], place)
+                for place, run in enumerate(shown)
+                for x in found
+                if (x.run, x.learning_rate) == (run.name, rate)
+            ]
+            axes.plot(*zip(*points, strict=True), marker, label=f"learning rate {rate:g}", alpha=0.8)
+        axes.set_yticks(range(len(shown)), [run.name.removeprefix(f"{name} ") for run in shown])
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
     figure.savefig(path, format="png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of the two files")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 4e-3], help="learning rates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--picture", type=Path, help="draw them here")
     args = parser.parse_args()
-    facts: dict[str, Any] = machine() | {"command": shlex.join(["python", "benchmarks/tasks.py", *sys.argv[2:]])}
+    facts: dict[str, Any] = machine() | {"steps": args.steps}
     print(f"{headline(facts)}\n")
-    found: list[Result] = []
+    before = json.loads(args.json.read_text())["runs"] if args.json is not None and args.json.exists() else []
+    found = [Result(**row) for row in before]
     with TemporaryDirectory() as name:
         folder = Path(name)
         facts |= write(args.data, folder)
         tokens = prepare(folder)
         facts["tokens of an input"] = tokens
-        print(facts, flush=True)
-        variance = facts["variance of steps"]
         with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
             tried = [
-                pool.submit(measured, run, folder, seed, args.steps, tokens, variance)
-                for seed in range(args.seeds)
+                pool.submit(measured, run, folder, rate, seed, args.steps, tokens, facts["variance of steps"])
+                for seed in args.seeds
+                for rate in args.rates
                 for run in RUNS
             ]
             for future in as_completed(tried):
                 found.append(future.result())
                 print(found[-1], flush=True)
                 if args.json is not None:
-                    args.json.write_text(
-                        json.dumps({"machine": facts, "runs": [asdict(x) for x in found]}, indent=1) + "\n"
-                    )
+                    report = {"machine": facts, "runs": [asdict(result) for result in found]}
+                    args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{table(found)}")
     if args.picture is not None:
         draw(found, args.picture)

@@ -43,10 +43,10 @@ class TaskRecipe:
     pooling: Pooling = "last"  # the head reads the last token's hidden state, or the mean of all
     smoothing: float = 0.0  # of labels
     z_loss: float = 0.0
+    huber: float | None = None  # an error is squared up to here, in standard deviations of the targets; linear beyond
     teacher: str | None = None  # a model directory or a run, whose distribution of each next token is learned
     temperature: float = 1.0  # of both distributions
     reverse: bool = False  # KL(student || teacher), which keeps to the teacher's likeliest; else the other way round
-    huber: float | None = None  # an error is squared up to here, in standard deviations of the targets; linear beyond
 
     @property
     def train_paths(self) -> list[str]:
