@@ -40,15 +40,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     pool.close()
 
 
-def run(group: Any, engine_name: Any, balance: Any, until: int, folder: str, goes_on: bool) -> list[dict[str, Any]]:
+def run(
+    group: Any, engine_name: Any, balance: Any, until: int, folder: str, goes_on: bool, text: bool = True
+) -> list[dict[str, Any]]:
     """Trains to a step, from what the folder has if it goes on, and leaves it there."""
     processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    recipes = ALL if text else {name: ALL[name] for name in SIZES}
     recipe = Recipe(
-        data=DataRecipe(train="a.txt"), model={"preset": "nano"}, tasks=ALL, balance=balance, engine=engine_name,
+        data=DataRecipe(train="a.txt"), model={"preset": "nano"}, tasks=recipes, balance=balance, engine=engine_name,
         steps=4, batch_size=1, accumulate=3, warmup_steps=1, learning_rate=0.01, log_every=1, clip_norm=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
-    model, place, state = with_tasks(Andromeda(TINY), balance, ALL), Path(folder), TrainingState()
+    model, place, state = with_tasks(Andromeda(TINY), balance, recipes), Path(folder), TrainingState()
     tasks = attached(model)
     assert tasks is not None
     if goes_on:
@@ -74,7 +77,7 @@ def run(group: Any, engine_name: Any, balance: Any, until: int, folder: str, goe
     lines: list[dict[str, Any]] = []
     outside = Outside(sequences, None, save, lines.append, lambda: state.step == until, lambda: False, lambda _: None)
     sources = {name: Source(partial(examples, name), n) for name, n in SIZES.items()}
-    taken = (recipe, engine, state, Steps((ENDLESS,), (16,), 1, 3), METER, outside)
+    taken = (recipe, engine, state, Steps((ENDLESS,), (16,), int(text), 3), METER, outside)
     MultitaskLoop(*taken, sources=sources, longest=16, trunk_flops=1e6).run(Silent())
     return [{key: x for key, x in line.items() if key not in TIMINGS} for line in lines]
 
@@ -97,6 +100,18 @@ def test_two_train_as_one_does_and_one_goes_on(engine: str, balance: str, ranks:
     assert len(found) == len(expected) == 4
     for line, exact in zip(found, expected, strict=True):
         assert line == pytest.approx(exact, rel=2e-5 if balance == "uncertainty" else 2e-4)  # FAMO enlarges rounding
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_without_text_too(engine: str, ranks: Ranks, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = run(None, "ddp", "fixed", 4, str(one), False, False)
+    found, _ = ranks(run, 2, engine, "fixed", 2, str(two), False, False)
+    found += run(None, "ddp", "fixed", 4, str(two), True, False)
+    for line, exact in zip(found, expected, strict=True):
+        assert line == pytest.approx(exact, rel=2e-5)
 
 
 def test_two_go_on_where_two_stopped_bit_for_bit(ranks: Ranks, tmp_path: Path) -> None:

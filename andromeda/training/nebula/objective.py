@@ -69,6 +69,8 @@ class Tasks(nn.Module):
 def attach(model: Andromeda, tasks: Tasks) -> None:
     """Heads and balance become parts of the model: what moves, clips or gathers its weights takes theirs too."""
     model.add_module(ATTACHED, tasks)
+    if not tasks.reads_text and not model.config.tie_embeddings:
+        model.to_logits.requires_grad_(False)  # nothing reads it, and of all that learns gradients are awaited
 
 
 def attached(model: nn.Module) -> Tasks | None:
