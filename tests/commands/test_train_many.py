@@ -45,7 +45,7 @@ def finished(launched: subprocess.Popen[bytes], recipe: Path, code: int = 0) -> 
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("engine", "together"), [("ddp", 1), ("fsdp", 1), ("fsdp", 2)])
+@pytest.mark.parametrize(("engine", "together"), [("ddp", 1), ("fsdp", 1), ("fsdp", 2), ("zero3", 1)])
 def test_two_train_as_one_does_and_one_goes_on(engine: str, together: int, launch: Launcher, recipe: Path) -> None:
     one, two = recipe.parent / "one", recipe.parent / "two"
     train(str(recipe), [f"output={one}", "schedule=constant"])
