@@ -176,9 +176,10 @@ class Recipe:
         for name in ("from", "preset"):
             value = self.model.get(name, "")
             _require(isinstance(value, str), f"model.{name}", value, "must be a name")
-        _require(self.lora is None or self.model_from is not None, "lora", "", "needs model.from, a model to adapt")
         if self.lora is not None:
             self.lora.check()
+            if self.model_from is None:
+                raise AndromedaError("recipe: lora needs model.from, a model to adapt")
         if self.model_from is not None:
             self._check_from()
         self._check_tasks()

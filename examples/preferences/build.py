@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from andromeda.data.synthetic import Chat, make_task, sample
 
 FILE = Path(__file__).with_name("train.jsonl")
 PAIRS, SEED = 240, 1  # recipes/data/sft.yaml has the samples of seed 0
+LONGEST = 2000  # characters, so that either answer fits into 1,024 tokens of a small vocabulary
 REFUSAL = "None of the functions that I have can do that."
 
 
 def pairs() -> Iterator[dict[str, Any]]:
     task = make_task("tool_calls", tools=[1, 2], cases=["one", "none"])
-    for number in range(PAIRS):
+    for number in count():
         drawn = sample(task, "train", SEED, number).body
         assert isinstance(drawn, Chat)
         *prompt, chosen = drawn.messages
         rejected = spoilt(chosen, drawn.tools, random.Random(number))
-        yield {"tools": drawn.tools, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+        pair = {"tools": drawn.tools, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+        if len(json.dumps(pair)) <= LONGEST:
+            yield pair
 
 
 def spoilt(answer: Any, tools: Any, chance: random.Random) -> dict[str, Any]:
@@ -61,4 +65,4 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    FILE.write_text("".join(json.dumps(pair) + "\n" for pair in pairs()), encoding="utf-8")
+    FILE.write_text("".join(json.dumps(pair) + "\n" for pair in islice(pairs(), PAIRS)), encoding="utf-8")

@@ -290,10 +290,10 @@ def test_an_adapter_is_learned_merged_and_opened_by_peft(folder: Path) -> None:
     assert not torch.allclose(tuned(ids), load_checkpoint(newest(folder / "base"))(ids), atol=1e-2)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_an_adapter_goes_on_exactly(dropout: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_goes_on_exactly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is dropped is drawn again as it was."""
     pytest.importorskip("peft")
-    recipe, keys = write(folder, LORA), [f"lora.dropout={dropout}"]
+    recipe, keys = write(folder, LORA), ["lora.dropout=0.2"]
     train(str(recipe), [f"output={folder / 'whole'}", *keys])
     interrupted(recipe, monkeypatch, 3, *keys)
     train(str(recipe), keys)
@@ -358,7 +358,7 @@ def test_the_model_of_an_adapter_must_be_the_same(folder: Path) -> None:
         (["lora.ranks=4"], r"no key 'lora\.ranks' in a recipe; did you mean 'lora\.rank'\?"),
         (["lora.rank=many"], r"lora\.rank: 'many' is of the wrong type"),
         (["lora=3"], r"lora: must be keys with values or null; got '3'"),
-        (["model={preset: nano}"], r"needs model\.from"),
+        (["model={preset: nano}"], r"recipe: lora needs model\.from"),
     ],
 )
 def test_adapters_that_make_no_sense(folder: Path, overrides: list[str], message: str) -> None:

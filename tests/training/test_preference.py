@@ -163,7 +163,7 @@ def run(group: Any, engine: str, folder: str) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp", "zero3"])
 def test_two_processes_train_as_one_does(engine: str, ranks: Ranks, tmp_path: Path) -> None:
     """Three double sequences a step: shares do not divide, so that one process computes on nothing."""
     expected = run(None, engine, str(tmp_path))
