@@ -90,7 +90,7 @@ def _facts(run: RunDirectory, about: About, lines: Sequence[Line]) -> dict[str, 
     body = count(config.num_parameters(embedding=False))
     return {
         "parameters": f"{count(config.num_parameters())}, {body} of them outside the vocabulary's matrices",
-        "model": f"dim {config.dim}, depth {config.depth}, {heads}, trained for {config.max_seq_len:,} tokens",
+        "model": f"dim {config.dim}, depth {config.depth}, {heads}, for sequences of {config.max_seq_len:,} tokens",
         "data": about.data,
         "optimizer": f"{recipe.optimizer}, learning rate {recipe.learning_rate:g}, {recipe.schedule}",
         "machine": _machine(about),
@@ -117,8 +117,8 @@ def _results(lines: Sequence[Line]) -> dict[str, str]:
         at = f"{final['validation_bits_per_byte']:.4f} bits per byte at step {final['step']:,}"
         lowest = f"{best['validation_bits_per_byte']:.4f} at step {best['step']:,}"
         found["validation"] = f"{at}; lowest {lowest}"
-    text = f", {last['train_bits_per_byte']:.4f} bits per byte" if "train_bits_per_byte" in last else ""
-    found["training loss"] = f"{last['loss']:.4f}{text}, since the line before"
+    text = f" ({last['train_bits_per_byte']:.4f} bits per byte)" if "train_bits_per_byte" in last else ""
+    found["training loss"] = f"{last['loss']:.4f}{text}, the mean since the line before"
     found |= {f"task {name}": figures for name, figures in describe_tasks(last).items()}
     found["tokens"] = f"{last['tokens']:,} trained on, in {plural(last['step'], 'step')}"
     found["time"] = f"{_duration(last['seconds'])} of training, without validation and checkpoints"

@@ -102,6 +102,7 @@ def test_who_is_in_which_team() -> None:
     [
         ({"context_parallel": 0}, "context_parallel=0 must be at least 1"),
         ({"context_parallel": 2, "compile": True}, "context_parallel=2 does not go with compile yet"),
+        ({"context_parallel": 2, "engine": "zero3"}, "context_parallel=2 does not go with engine='zero3' yet"),
     ],
 )
 def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
