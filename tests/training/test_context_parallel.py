@@ -17,7 +17,7 @@ from andromeda.training.processes import Processes, check_teams
 from andromeda.training.recipe import DataRecipe, Recipe
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
-from tests.training.test_engines import CPU, ENGINES, assert_close, folders, run, tensors
+from tests.training.test_engines import CPU, assert_close, folders, run, tensors
 from tests.training.test_heads import text
 
 
@@ -28,7 +28,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     pool.close()
 
 
-@ENGINES
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 @pytest.mark.parametrize("together", [2, 4])
 def test_the_loss_curve_is_that_of_one_process(engine: str, together: int, ranks: Ranks, tmp_path: Path) -> None:
     """Two teams of two, whose shares of a step's five sequences differ; one team of four."""

@@ -98,8 +98,8 @@ def run(
         return True
 
     def validate() -> dict[str, float]:
-        count = 2 // processes.ranks
-        nats = total_nats(engine.objective, [sequences(1000 + processes.rank * count, count)])
+        count = 2 // processes.teams
+        nats = total_nats(engine.objective, [sequences(1000 + processes.team_number * count, count)])
         return {"validation_bits_per_byte": processes.sum(nats).item()}
 
     engine.model.blocks[1].register_forward_hook(poison)
