@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def test_deepspeed_is_not_installed(recipe: Callable[..., Recipe], monkeypatch: 
     )
     check_engine(recipe(engine="zero3"), ONE)  # one process alone needs none
     with pytest.raises(AndromedaError, match=r"needs deepspeed, .* pip install 'andromeda-lm\[deepspeed\]'"):
+        check_engine(recipe(engine="zero3", offload="cpu"), ONE)
+
+
+def test_deepspeed_cannot_be_imported(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.setattr("andromeda.training.engines.zero3.find_spec", lambda _: True)
+    with pytest.raises(AndromedaError, match=r"needs deepspeed, which cannot be imported here: import of deepspeed"):
         check_engine(recipe(engine="zero3", offload="cpu"), ONE)
 
 

@@ -180,16 +180,16 @@ def check(recipe: Recipe) -> None:
     """Before any work.
 
     Raises:
-        AndromedaError: DeepSpeed is not installed, what it needs for NVMe not built, or its directory does not serve.
+        AndromedaError: DeepSpeed is not installed or cannot be imported, what it needs for NVMe is not built, or its
+            directory does not serve.
     """
     if find_spec("deepspeed") is None:
         raise AndromedaError(f"recipe: engine='zero3' needs deepspeed, which is not installed; {INSTALL}")
-    if recipe.offload != "nvme":
-        return
-    assert recipe.nvme_path is not None
-    _check_directory(Path(recipe.nvme_path))
     _import()
-    async_io.check()
+    if recipe.offload == "nvme":
+        assert recipe.nvme_path is not None
+        _check_directory(Path(recipe.nvme_path))
+        async_io.check()
 
 
 def _check_directory(path: Path) -> None:
@@ -206,11 +206,16 @@ def _check_directory(path: Path) -> None:
 
 
 def _import() -> ModuleType:
-    """DeepSpeed, which then speaks of errors alone."""
+    """DeepSpeed, which then speaks of errors alone. Raises AndromedaError where it cannot be imported."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         import deepspeed
+    except Exception as error:
+        what = str(error).splitlines()[0]
+        raise AndromedaError(
+            f"recipe: engine='zero3' needs deepspeed, which cannot be imported here: {what}"
+        ) from error
     finally:
         logging.disable(disabled)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
