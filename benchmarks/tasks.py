@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--picture", type=Path, help="draw them here")
     args = parser.parse_args()
-    facts: dict[str, Any] = machine() | {"steps": args.steps}
+    facts: dict[str, Any] = machine() | {"command": "python benchmarks/tasks.py DATA", "steps": args.steps}
     print(f"{headline(facts)}\n")
     before = json.loads(args.json.read_text())["runs"] if args.json is not None and args.json.exists() else []
     found = [Result(**row) for row in before]
