@@ -32,6 +32,7 @@ from andromeda.data.text import Corpus, load_corpus
 from andromeda.data.windows import validation_batches
 from andromeda.errors import AndromedaError
 from andromeda.tokenizer import Tokenizer
+from andromeda.training.diloco import Group, Replica
 from andromeda.training.engines import Engine, build_engine
 from andromeda.training.heads import certificates, entropies
 from andromeda.training.loop import DivergedError, Loop, Outside, in_turns
@@ -65,6 +66,7 @@ class Session:
     data: TrainingData
     validation: Corpus | None
     tasks: TaskData | None = None
+    group: Group = field(default_factory=Group)
     _look_back_at: float = field(default_factory=lambda: time.monotonic() + LOOK_BACK_SECONDS)
 
     def introduce(self) -> None:
@@ -90,7 +92,7 @@ class Session:
         if not self.engine.processes.first:
             self._loop(None, stop).run(Silent())
             return
-        with closing(Records(self.directory, self.recipe, self.state.step, warn)) as records:
+        with self.group.joined(say), closing(Records(self.directory, self.recipe, self.state.step, warn)) as records:
             loop = self._loop(records, stop)
             with show_progress(self.recipe.num_steps, self.state.step, plain_console()) as progress:
                 try:
@@ -115,6 +117,7 @@ class Session:
             go_back=self._go_back,
             warn=warn,
             watch=partial(self._watch, nothing if records is None else records.heads),
+            after_step=self.group.after_step,
         )
         taken = (self.recipe, self.engine, self.state, self.data.steps, self._meter(), outside)
         return Loop(*taken) if self.tasks is None else self.tasks.loop(*taken)
@@ -199,6 +202,7 @@ class Session:
                 save_tasks(folder, tasks, of_tasks)
             if isinstance(self.engine.plain, Preferences):
                 save_reference(folder / FOLDER, self.engine.plain.reference)
+            self.group.save(folder / FOLDER)
 
         records.sync()
         try:
@@ -261,7 +265,8 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | No
     if data.pairs is not None:
         set_reference(engine, data.pairs, start, recipe.batch_size)
     state = replace(start.state, data_key=data.key)
-    return Session(recipe, run, engine, start.tokenizer, state, data, validation, tasks)
+    group = Group() if recipe.diloco is None else Replica(recipe, recipe.diloco, engine, state, start.shared, warn)
+    return Session(recipe, run, engine, start.tokenizer, state, data, validation, tasks, group)
 
 
 def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> TrainingData:

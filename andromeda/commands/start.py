@@ -21,6 +21,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
 from andromeda.training.continued import continued
+from andromeda.training.diloco import Shared, load_shared
 from andromeda.training.fp8 import check_fp8
 from andromeda.training.lora import adapt, check_base, load_adapter
 from andromeda.training.nebula.keep import KeptTasks, load_tasks
@@ -118,6 +119,7 @@ class Start:
         reference: log-probabilities of pairs, of a run that trains on such.
         adapter: weights of the one that goes on, which `model` has merged; None: there is none, or a new one.
         tasks: heads and balance that go on; None: new ones.
+        shared: what this group has in common with others; None: nothing yet.
     """
 
     model: Andromeda
@@ -127,6 +129,7 @@ class Start:
     reference: Tensor | None = None
     adapter: dict[str, Tensor] | None = None
     tasks: KeptTasks | None = None
+    shared: Shared | None = None
 
 
 def find_start(recipe: Recipe, run: RunDirectory, stream: Stream | None, processes: Processes) -> Start:
@@ -150,6 +153,7 @@ def resume(checkpoint: Path) -> Start:
     return Start(
         load_checkpoint(checkpoint), Tokenizer.load(checkpoint), state, tensors,
         load_reference(checkpoint / FOLDER), load_adapter(checkpoint), load_tasks(checkpoint),
+        load_shared(checkpoint / FOLDER),
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class Outside:
         go_back: puts weights and optimizer where the newest checkpoint has them; False: there is none.
         warn: takes a line for whoever waits.
         watch: looks at what the heads do, as often as a validation is due.
+        after_step: moves weights and state together with other groups, when it is time; returns what to log.
     """
 
     batches: Callable[[int, int], Batch]
@@ -53,6 +54,7 @@ class Outside:
     go_back: Callable[[], bool]
     warn: Callable[[str], object]
     watch: Callable[[TrainingState], object] | None = None
+    after_step: Callable[[], dict[str, Any] | None] = lambda: None
 
 
 class Loop:
@@ -85,6 +87,8 @@ class Loop:
         while state.step < recipe.num_steps and not self._told_to_stop():
             start = time.perf_counter()
             self.step()
+            if exchanged := self.outside.after_step():
+                self.outside.log(exchanged)
             validates = self.outside.validate is not None and self._due(recipe.validate_every)
             if validates or self._due(recipe.log_every):
                 line = self._line(start)

@@ -75,6 +75,18 @@ class TokenizerRecipe:
 
 
 @dataclass(frozen=True)
+class DiLoCoRecipe:
+    """Groups that train each by itself, with a seed of its own, and now and then take a step together."""
+
+    lighthouse: str  # where torchft_lighthouse runs, as http://host:29510
+    host: str | None = None  # name or address by which other groups reach this machine; its own name
+    every: int = 100  # steps between two exchanges
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, "diloco.every", self.every, "must be at least 1")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that a training run depends on.
 
@@ -114,6 +126,7 @@ class Recipe:
     offload: Offload = "none"  # with zero3: where weights and the optimizer's state lie while they are not needed
     nvme_path: str | None = None  # with offload: nvme, a directory on a fast disk of each machine
     context_parallel: int = 1  # so many processes share each sequence; a multiple of them share the sequences
+    diloco: DiLoCoRecipe | None = None  # groups far from each other; null: there is one
     seed: int = 0
 
     log_every: int = 10  # steps; so are the next two
@@ -152,6 +165,8 @@ class Recipe:
         if self.context_parallel > 1:
             self._check_context()
         self._check_engine()
+        if self.diloco is not None:
+            self._check_diloco(self.diloco.lighthouse)
         if self.data.build is not None:
             self._check_build()
         if self.data.pairs:
@@ -227,6 +242,13 @@ class Recipe:
             (self.nvme_path is not None) == (self.offload == "nvme"),
             "nvme_path", self.nvme_path, "goes with offload='nvme', and names a directory; give both or none",
         )  # fmt: skip
+
+    def _check_diloco(self, lighthouse: str) -> None:
+        _require(
+            self.data.build is None, "data.build", self.data.build, "is the same for all groups of diloco; name texts"
+        )
+        alone = self.lora is None and not self.tasks and self.engine != "zero3" and self.context_parallel == 1
+        _require(alone, "diloco", lighthouse, "does not go with lora, tasks, zero3 or context_parallel yet")
 
     def _check_build(self) -> None:
         _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")

@@ -35,6 +35,7 @@ FREE_KEYS = (
     "output", "data.build", "steps", "batch_size", "accumulate", "engine", "offload", "nvme_path", "checkpointing",
     "context_parallel",
     "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save", "patience", "track",
+    "diloco.lighthouse", "diloco.host",
 )  # fmt: skip
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
 

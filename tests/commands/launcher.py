@@ -74,14 +74,21 @@ class Launcher:
         self._starts = 0
 
     def __call__(self, recipe: Path, *overrides: str, fault: Fault | None = None) -> Launched:
+        return self._launch([self._environment(rank) for rank in range(self.ranks)], recipe, overrides, fault)
+
+    def one(self, recipe: Path, *overrides: str) -> Launched:
+        """A process by itself."""
+        return self._launch([{}], recipe, overrides, None)
+
+    def _launch(
+        self, environments: list[dict[str, str]], recipe: Path, overrides: tuple[str, ...], fault: Fault | None
+    ) -> Launched:
         self._starts += 1
         arguments = ["train", str(recipe), *overrides]
-        logs = [self.folder / f"start-{self._starts}-rank-{rank}.log" for rank in range(self.ranks)]
+        logs = [self.folder / f"start-{self._starts}-rank-{rank}.log" for rank in range(len(environments))]
         processes = [
-            self._context.Process(
-                target=_run, args=(self._environment(rank), arguments, logs[rank], fault), daemon=True
-            )
-            for rank in range(self.ranks)
+            self._context.Process(target=_run, args=(environment, arguments, log, fault), daemon=True)
+            for environment, log in zip(environments, logs, strict=True)
         ]
         for process, log in zip(processes, logs, strict=True):
             log.touch()
@@ -104,5 +111,5 @@ def _run(environment: dict[str, str], arguments: list[str], log: Path, fault: Fa
     metrics.PEAK_SECONDS, metrics.PEAK_SIZE = 0.0, {"cpu": 64}
     patch.object(session, "summarise", lambda *_: True).start()
     if fault is not None:
-        fault(int(environment["RANK"]))
+        fault(int(environment.get("RANK", "0")))
     sys.exit(main(arguments))
