@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: tests, timings beside their peers, recall. Runs from a checkout, installed or not.
 #
-#   benchmarks/gpu.sh OUT                      # all of it, about 40 minutes
+#   benchmarks/gpu.sh OUT                      # all of it, about an hour
 #   benchmarks/gpu.sh OUT tests tiles recall   # some of it
 #
 # Leaves STAGE.log and STAGE.json in OUT and ends with a table: each stage's exit code, seconds and last line.
@@ -12,7 +12,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3} limit=${LIMIT:-560}
 out=${1:?usage: benchmarks/gpu.sh OUT [STAGE ...]}
 shift
-stages=(tests attention tiles decode configurations embedding loss prefill quality recall)
+stages=(tests attention tiles decode configurations embedding loss prefill training longest quality recall)
 mkdir -p "$out"
 
 command_of() {
@@ -24,6 +24,12 @@ command_of() {
     configurations) echo "-m andromeda bench decode --sweep --json $out/configurations.json" ;;
     embedding | loss) echo "-m andromeda bench $1 --json $out/$1.json" ;;
     prefill) echo "-m andromeda bench prefill --breakdown --seconds $((limit - 60)) --json $out/prefill.json" ;;
+    training)
+      rows=(ours:2b:8192 ours:2b:8192:compile:4 ours:2b:8192:compile:fp8:4 qwen3:2b:8192:2 ours:2b:32768:compile qwen3:2b:32768:full ours:2b:131072:full)
+      echo "-m andromeda bench training ${rows[*]/#/--only } --seconds $((limit - 60)) --json $out/training.json" ;;
+    longest)
+      rows=(ours:2b:200000:full:adamw8bit ours:700m:524288:full:adamw8bit ours:400m:262144:full:adamw8bit)
+      echo "-m andromeda bench training --once ${rows[*]/#/--only } --seconds $((limit - 60)) --json $out/longest.json" ;;
     quality) echo "benchmarks/fp8_quality.py --json $out/quality.json" ;;
     recall) echo "benchmarks/recall.py --jobs 8 --out $out" ;;
     *) return 1 ;;

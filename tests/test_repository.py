@@ -32,7 +32,7 @@ def repository_files() -> Iterator[Path]:
             name for name in folders
             if name == ".ci" or not (name.startswith(".") or name in LEFT_BY_RUNNING or name.endswith(".egg-info"))
         ]  # fmt: skip
-        yield from (Path(folder, name) for name in names)
+        yield from (Path(folder, name) for name in names if name != ".git")  # a file, of a worktree
 
 
 def volumes() -> list[dict[str, str]]:
