@@ -7,15 +7,14 @@ torchao leaves tensors in float32 that have fewer than 4,096 elements, or no who
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from andromeda.errors import AndromedaError
+from andromeda.training.imports import no_warnings
 from andromeda.training.muon import Groups
 
 PARTS = ("codes", "scale", "qmap")  # of a moment: OptimState8bit.tensor_attrs
@@ -31,7 +30,7 @@ def build_adamw8bit(groups: Groups, learning_rate: float, betas: tuple[float, fl
         AndromedaError: torchao is not installed.
     """
     check_installed()
-    with _no_warnings():
+    with no_warnings():
         from torchao.optim import AdamW8bit
 
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas)
@@ -76,19 +75,8 @@ def _moment(key: str, parts: Mapping[str, Tensor]) -> Tensor:
     if set(parts) != set(PARTS):
         raise AndromedaError(f"the optimizer's {key!r} in 8 bits has {sorted(parts)}, and needs {sorted(PARTS)}")
     check_installed()
-    with _no_warnings():
+    with no_warnings():
         from torchao.optim.subclass_8bit import OptimState8bit
 
     signed = bool((parts["qmap"] < 0).any())
     return OptimState8bit(*(parts[part] for part in PARTS), signed=signed, dtype=torch.float32)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """For the import of torchao, which logs what kernels it cannot load: its optimizers use none of them."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)

@@ -7,9 +7,7 @@ opens. The checkpoint itself is the merged model, which everything else opens.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.training.imports import no_warnings
 from andromeda.training.lora_recipe import LoraRecipe
 
 FOLDER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
@@ -53,7 +52,7 @@ def adapt(model: Andromeda, lora: LoraRecipe, weights: Mapping[str, Tensor] | No
     Raises:
         AndromedaError: weights of another adapter.
     """
-    with _no_warnings():
+    with no_warnings():
         from peft import inject_adapter_in_model
 
         inject_adapter_in_model(_config(lora), model)
@@ -132,17 +131,6 @@ def load_adapter(checkpoint: Path) -> dict[str, Tensor] | None:
 
 
 def _config(lora: LoraRecipe) -> Any:
-    with _no_warnings():
+    with no_warnings():
         from peft import LoraConfig
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """For peft, which imports what it may work with, and logs what of that cannot be loaded."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)

@@ -495,7 +495,19 @@ WRONG_TYPE = re.compile(
     r"(?P<key>\S+): (Expected (an? )?(?P<one>.+)\. Got|Does not .* Subtypes: \[(?P<any>.+)\] Errors: .* Given)"
     r" value: (?P<value>.*)"
 )
-CHOICES = (Schedule, Precision, OptimizerName, EngineName, Offload, FailedSave, Tracker, Balancing, Pooling, TaskKind)
+CHOICES = (
+    Schedule,
+    Precision,
+    OptimizerName,
+    EngineName,
+    Offload,
+    FailedSave,
+    Tracker,
+    Balancing,
+    Pooling,
+    TaskKind,
+    Checkpointing,
+)
 NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")  # a key of an optional section
 
 

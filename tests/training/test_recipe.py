@@ -106,6 +106,7 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("spike=1", r"spike=1\.0 must be more than 1; null for none"),
         ("optimizer=sgd", r"optimizer: must be one of adamw, adamw8bit, muon; got 'sgd'"),
         ("precision=float64", r"precision: must be one of float32, bfloat16, float16, fp8; got 'float64'"),
+        ("checkpointing=yes", r"checkpointing: must be one of none, selective, full; got 'yes'"),
         ("data=3", r"poems\.yaml: .*data"),
         ("model=3", r"poems\.yaml: model: must be keys with values; got '3'"),
         ("model.dpeth=2", r"'model\.dpeth=2': no key 'model\.dpeth' in a recipe; did you mean 'model\.depth'"),

@@ -29,6 +29,7 @@ from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
 from andromeda.training.engines import async_io
 from andromeda.training.engines.single import Engine
+from andromeda.training.imports import no_warnings
 from andromeda.training.nebula.objective import Mixed
 from andromeda.training.objective import Batch
 from andromeda.training.processes import Processes
@@ -207,17 +208,14 @@ def _check_directory(path: Path) -> None:
 
 def _import() -> ModuleType:
     """DeepSpeed, which then speaks of errors alone. Raises AndromedaError where it cannot be imported."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        import deepspeed
+        with no_warnings():
+            import deepspeed
     except Exception as error:
         what = str(error).splitlines()[0]
         raise AndromedaError(
             f"recipe: engine='zero3' needs deepspeed, which cannot be imported here: {what}"
         ) from error
-    finally:
-        logging.disable(disabled)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
     # Sums through shared memory, for its inference on CPUs: minutes to build, and nothing here uses them.
