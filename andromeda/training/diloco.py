@@ -2,8 +2,9 @@
 
 DiLoCo (Douillard et al. 2023, https://arxiv.org/abs/2311.08105): after some steps of its own each group has moved away
 from the weights that all share. The mean of these moves is the gradient of an outer optimizer, SGD with Nesterov's
-momentum, which moves the shared weights; all go on from there. torchft finds out who is there, by a lighthouse that
-all groups know, and makes their exchange outlive those that leave.
+momentum, which moves the shared weights; all go on from there. Where that optimizer takes the whole mean and nothing
+else, all go on from the mean of their weights: local SGD (Stich 2018, https://arxiv.org/abs/1805.09767). torchft finds
+out who is there, by a lighthouse that all groups know, and makes their exchange outlive those that leave.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from torch.distributed import TCPStore
 from andromeda.errors import AndromedaError
 from andromeda.tensorfile import load_tensors, save_tensors
 from andromeda.training.engines import Engine
-from andromeda.training.recipe import DiLoCoRecipe, Recipe
+from andromeda.training.recipe import DiLoCoRecipe, Method, Recipe
 from andromeda.training.state import TrainingState
 
 if TYPE_CHECKING:
     from torchft import Manager
 
-OUTER: dict[str, Any] = {"lr": 0.7, "momentum": 0.9, "nesterov": True}  # as in the paper
+OUTER: dict[Method, dict[str, Any]] = {
+    "diloco": {"lr": 0.7, "momentum": 0.9, "nesterov": True},  # as in the paper
+    "local_sgd": {"lr": 1.0},
+}
 SLOWEST = 10e6  # bytes a second that an exchange is waited for
 RETRIES = 10**6  # of asking the lighthouse, within the patience: it may be started again
 FILE = "diloco.safetensors"
@@ -87,7 +91,7 @@ class Replica(Group):
         self._shared = {
             name: nn.Parameter(weight.detach().to("cpu", copy=True)) for name, weight in engine.model.named_parameters()
         }
-        self._outer = torch.optim.SGD(self._shared.values(), **OUTER)
+        self._outer = torch.optim.SGD(self._shared.values(), **OUTER[diloco.method])
         self._exchanges = 0
         if shared is not None:
             self._take(shared[0])
@@ -202,7 +206,7 @@ class Replica(Group):
             setattr(self.state, name, count)
 
     def _together(self) -> dict[str, Tensor]:
-        """The shared weights, and the outer optimizer's momentum once there is one."""
+        """The shared weights, and the outer optimizer's momentum where it has one."""
         tensors = {f"shared/{name}": shared.detach() for name, shared in self._shared.items()}
         for name, shared in self._shared.items():
             if shared in self._outer.state:

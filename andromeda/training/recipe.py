@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -31,6 +32,7 @@ EngineName = Literal["ddp", "fsdp", "zero3"]
 Offload = Literal["none", "cpu", "nvme"]
 FailedSave = Literal["stop", "go_on"]
 Tracker = Literal["tensorboard", "trackio"]
+Method = Literal["diloco", "local_sgd"]
 Scalar = int | float | bool | str | None
 
 # `preset`, and keys of the config; or `from` (a model directory or a run to go on from), and some of `continued.KEYS`
@@ -81,9 +83,7 @@ class DiLoCoRecipe:
     lighthouse: str  # where torchft_lighthouse runs, as http://host:29510
     host: str | None = None  # name or address by which other groups reach this machine; its own name
     every: int = 100  # steps between two exchanges
-
-    def __post_init__(self) -> None:
-        _require(self.every >= 1, "diloco.every", self.every, "must be at least 1")
+    method: Method = "diloco"  # local_sgd: all go on from the mean of their weights, without an outer optimizer
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Recipe:
             self._check_context()
         self._check_engine()
         if self.diloco is not None:
-            self._check_diloco(self.diloco.lighthouse)
+            self._check_diloco(self.diloco)
         if self.data.build is not None:
             self._check_build()
         if self.data.pairs:
@@ -243,12 +243,13 @@ class Recipe:
             "nvme_path", self.nvme_path, "goes with offload='nvme', and names a directory; give both or none",
         )  # fmt: skip
 
-    def _check_diloco(self, lighthouse: str) -> None:
+    def _check_diloco(self, diloco: DiLoCoRecipe) -> None:
+        _require(diloco.every >= 1, "diloco.every", diloco.every, "must be at least 1")
         _require(
             self.data.build is None, "data.build", self.data.build, "is the same for all groups of diloco; name texts"
         )
         alone = self.lora is None and not self.tasks and self.engine != "zero3" and self.context_parallel == 1
-        _require(alone, "diloco", lighthouse, "does not go with lora, tasks, zero3 or context_parallel yet")
+        _require(alone, "diloco", diloco.lighthouse, "does not go with lora, tasks, zero3 or context_parallel yet")
 
     def _check_build(self) -> None:
         _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")
@@ -474,6 +475,9 @@ def _check_override(override: str) -> str:
             before = "".join(f"{parent}." for parent in names[:depth])
             raise _unknown(key, before + _closest(name, known), known, repr(override))
         section = known[name]
+    with suppress(yaml.YAMLError):  # told when it is read
+        if _keys(section) and isinstance(keys := yaml.safe_load(value), Mapping):
+            _check_keys(keys, section, repr(override), f"{key}.")
     return f"{key}={value}"
 
 
@@ -488,8 +492,9 @@ def _unknown(key: str, close: str, known: Mapping[str, Any], where: str) -> Andr
 
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
-    "list[str]": "a list of texts", "tuple": "a list of two numbers", "tuple with 2 elements": "a list of two numbers",
-    "dict": "keys with values", "LoraRecipe": "keys with values",
+    "list": "a list", "list[str]": "a list of texts",
+    **dict.fromkeys(("tuple", "tuple with 2 elements"), "a list of two numbers"),
+    **dict.fromkeys(("dict", "LoraRecipe", "DiLoCoRecipe"), "keys with values"),
 }  # fmt: skip
 WRONG_TYPE = re.compile(
     r"(?P<key>\S+): (Expected (an? )?(?P<one>.+)\. Got|Does not .* Subtypes: \[(?P<any>.+)\] Errors: .* Given)"
@@ -503,17 +508,23 @@ CHOICES = (
     Offload,
     FailedSave,
     Tracker,
+    Method,
     Balancing,
     Pooling,
     TaskKind,
     Checkpointing,
 )
-NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")  # a key of an optional section
+OPTIONAL = re.compile(  # section that may be null, in which something is wrong
+    r"(?P<section>\w+): Does not validate .*? Problem with given class_path '\S+': (?P<what>(?P<key>\w+: )?.*)"
+    r" - Expected a <class 'NoneType'> Given value.*"
+)
 
 
 def _one_line(message: str) -> str:
     """What YAML or jsonargparse says, in a reader's words."""
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
+    if within := OPTIONAL.fullmatch(message):
+        message = f"{within['section']}{'.' if within['key'] else ': '}{within['what']}"
     message = re.sub(r"tasks: Problem with given class_path '\S+': (\w+):", r"tasks.*.\1:", message)
     message = message.replace("tasks: Expected a dot import path string:", "tasks.*: must be keys with values; got")
     for choices in CHOICES:
@@ -522,7 +533,5 @@ def _one_line(message: str) -> str:
     wrong = WRONG_TYPE.fullmatch(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message))
     if wrong is None:
         return message
-    if nested := NESTED.fullmatch(wrong["value"]):
-        return f"{wrong['key']}.{nested[1]}: {nested[2]!r} is of the wrong type"
     kinds = [wrong["one"]] if wrong["one"] else wrong["any"].split(", ")
     return f"{wrong['key']}: must be {' or '.join(KINDS.get(kind, kind) for kind in kinds)}; got {wrong['value']!r}"

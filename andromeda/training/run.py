@@ -24,8 +24,9 @@ import yaml
 from andromeda.atomic import locked, replace_file
 from andromeda.checkpoint import RUN_CHECKPOINTS, run_checkpoints
 from andromeda.errors import AndromedaError
+from andromeda.training.lora_recipe import LoraRecipe
 from andromeda.training.metrics import read_metrics
-from andromeda.training.recipe import DataRecipe, Recipe
+from andromeda.training.recipe import DataRecipe, DiLoCoRecipe, Recipe
 
 RECIPE = "recipe.yaml"
 # What may differ when a run goes on: how long it takes, where things lie, what is looked at meanwhile, and how much is
@@ -37,6 +38,8 @@ FREE_KEYS = (
     "log_every", "validate_every", "save_every", "keep_last", "keep_best", "failed_save", "patience", "track",
     "diloco.lighthouse", "diloco.host",
 )  # fmt: skip
+# Sections, with their defaults
+SECTIONS = {"data": asdict(DataRecipe()), "lora": asdict(LoraRecipe()), "diloco": asdict(DiLoCoRecipe(""))}
 LEFTOVER = re.compile(r"\.step-\d+\.(tmp-.*|removed)")
 
 T = TypeVar("T")
@@ -167,8 +170,8 @@ def _check_same(path: Path, recipe: Recipe) -> None:
     if not isinstance(stored, dict):
         raise AndromedaError(f"{path}: is not a recipe; choose another output")
     # A key that the stored recipe lacks is younger than it: the run has had its default.
-    defaults = {item.name: item.default for item in fields(Recipe) if item.default is not MISSING}
-    old = _flat(defaults | {"data": asdict(DataRecipe())}) | _flat(stored)
+    old = {item.name: item.default for item in fields(Recipe) if item.default is not MISSING}
+    old |= _flat({name: keys for name, keys in SECTIONS.items() if stored.get(name)}) | _flat(stored)
     new = _flat(recipe.to_dict())
     for key in {**new, **old}:
         if key not in FREE_KEYS and old.get(key) != new.get(key):

@@ -1,4 +1,4 @@
-"""Groups of DiLoCo move together, and go on when others leave, join, or are not found."""
+"""Groups of DiLoCo and of local SGD move together, and go on when others leave, join, or are not found."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from andromeda.training.metrics import read_metrics
+from andromeda.training.recipe import Method
 from tests.commands.launcher import Launched, Launcher
 
 LIGHTHOUSE = Path(sys.executable).with_name("torchft_lighthouse")
@@ -85,17 +86,19 @@ def together(*launched: Launched) -> str:
     return "".join(group.finish() for group in launched)
 
 
-def test_two_move_together_and_go_on(launch: Launcher, recipe: Path, lighthouse: Lighthouse) -> None:
-    groups = Groups(launch, recipe, lighthouse, 4)
-    groups.keys += ("steps=8",)
+@pytest.mark.parametrize("method", get_args(Method))
+def test_two_move_together_and_go_on(method: str, launch: Launcher, recipe: Path, lighthouse: Lighthouse) -> None:
+    groups = Groups(launch, recipe, lighthouse, 4, "steps=8", f"diloco.method={method}")
     together(groups.start(0), groups.start(1))
     assert [line["groups"] for line in groups.lines(0) if "groups" in line] == [2, 2]
     assert losses(groups, 0) != losses(groups, 1)  # each reads the text in an order of its own
+    whole, _ = groups.newest(0)
     assert groups.newest(0) == groups.newest(1)
-    groups.keys += ("steps=12",)
+    for number in range(2):
+        shutil.rmtree(groups.output(number) / "checkpoints" / "step-00000008")
     said = together(groups.start(0), groups.start(1))
-    assert said.count("beginning at step 8, an exchange every 4 steps") == 2
-    assert groups.newest(0) == groups.newest(1)
+    assert said.count("beginning at step 4, an exchange every 4 steps") == 2
+    assert groups.newest(0) == groups.newest(1) and groups.newest(0)[0] == whole
 
 
 @pytest.mark.slow

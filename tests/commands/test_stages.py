@@ -356,7 +356,7 @@ def test_the_model_of_an_adapter_must_be_the_same(folder: Path) -> None:
         (["lora.alpha=-1"], r"lora\.alpha=-1 must be at least 1"),
         (["lora.dropout=1"], r"lora\.dropout=1\.0 must lie in \[0, 1\)"),
         (["lora.ranks=4"], r"no key 'lora\.ranks' in a recipe; did you mean 'lora\.rank'\?"),
-        (["lora.rank=many"], r"lora\.rank: 'many' is of the wrong type"),
+        (["lora.rank=many"], r"lora\.rank: must be a whole number; got 'many'"),
         (["lora=3"], r"lora: must be keys with values or null; got '3'"),
         (["model={preset: nano}"], r"recipe: lora needs model\.from"),
     ],

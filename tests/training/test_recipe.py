@@ -129,6 +129,13 @@ def test_the_repository_s_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         ("data.validation=", r"data\.validation='' is empty; name text files, or \[\] for no validation"),
         ("model.from=runs/a", r"model\.preset='nano' cannot change the model of model\.from"),
         ("model.preset=3", r"model\.preset=3 must be a name"),
+        ("model={dpeth: 2}", r"'model=.*': no key 'model\.dpeth' in a recipe; did you mean 'model\.depth'"),
+        ("diloco=3", r"diloco: must be keys with values or null; got '3'"),
+        ("diloco={every: 3}", r"diloco: the following arguments are required: lighthouse"),
+        ("diloco={lighthouse: a, every: 0}", r"poems\.yaml: recipe: diloco\.every=0 must be at least 1"),
+        ("diloco={lighthouse: a, method: sgd}", r"diloco\.method: must be one of diloco, local_sgd; got 'sgd'"),
+        ("diloco={lighthouse: a, metod: sgd}", r"no key 'diloco\.metod' in a recipe; did you mean 'diloco\.method'"),
+        ("lora.rank=many", r"lora\.rank: must be a whole number; got 'many'"),
     ],
 )
 def test_mistakes_in_one_line(path: Path, override: str, message: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from andromeda.errors import AndromedaError
-from andromeda.training.recipe import DataRecipe, Recipe
+from andromeda.training.recipe import DataRecipe, DiLoCoRecipe, Recipe
 from andromeda.training.run import RunDirectory, open_run
 
 MakeRecipe = Callable[..., Recipe]
@@ -82,6 +82,20 @@ def test_a_run_older_than_a_key_has_its_default(make: MakeRecipe) -> None:
     assert stored.read_bytes() == before and b"optimizer" not in before
     with open_run(make()):
         assert "optimizer: adamw\n" in stored.read_text()
+
+
+def test_a_run_older_than_a_key_of_a_section_has_its_default(make: MakeRecipe) -> None:
+    first = make(diloco=DiLoCoRecipe("http://here"), data=DataRecipe(train="a.txt"))
+    with open_run(first) as run:
+        add_checkpoint(run, 5)
+    stored = run.path / "recipe.yaml"
+    stored.write_text(stored.read_text().replace("  method: diloco\n", "").replace("  pairs: []\n", ""))
+    assert "method" not in stored.read_text() and "pairs" not in stored.read_text()
+    with open_run(first):
+        assert stored.read_text() == first.to_yaml()
+    changed = make(diloco=DiLoCoRecipe("http://here", method="local_sgd"))
+    with pytest.raises(AndromedaError, match=r"this run has diloco\.method='diloco', and"), open_run(changed):
+        pass
 
 
 def test_length_and_cadence_may_change(make: MakeRecipe) -> None:
