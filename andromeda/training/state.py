@@ -1,12 +1,14 @@
 """Where training stands, apart from the weights: in a checkpoint, the folder `training/`.
 
-state.json              the counts of TrainingState, and the fingerprint of the data
+state.json              the counts of TrainingState, the fingerprint of the data, and the checksum of this file: the
+                        SHA-256 of its bytes with these 64 digits read as zeros, as in `andromeda.tensorfile`
 optimizer.safetensors   the optimizer's tensors as NAME_OF_PARAMETER/KEY, and the random generators' as random/DEVICE;
                         what is held in 8 bits as three: KEY.codes, KEY.scale and KEY.qmap
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from andromeda.errors import AndromedaError
-from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.tensorfile import NO_DIGEST, REMEDY, load_tensors, save_tensors
 from andromeda.training import scaling
 from andromeda.training.adamw8bit import from_plain, to_plain
 
 FOLDER, COUNTS, TENSORS = "training", "state.json", "optimizer.safetensors"
-RANDOM = "random"
+RANDOM, DIGEST = "random", "sha256"
 
 
 @dataclass
@@ -63,7 +65,9 @@ def save_state(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]
         random[f"{RANDOM}/cuda"] = torch.cuda.get_rng_state()
     (folder / FOLDER).mkdir()
     save_tensors(folder / FOLDER / TENSORS, {**tensors, **random})
-    (folder / FOLDER / COUNTS).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps({DIGEST: NO_DIGEST.decode(), **asdict(state)}, indent=2) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / FOLDER / COUNTS).write_text(text.replace(NO_DIGEST.decode(), digest, 1), encoding="utf-8")
 
 
 def load_state(checkpoint: Path) -> tuple[TrainingState, dict[str, Tensor]]:
@@ -79,12 +83,16 @@ def load_counts(checkpoint: Path) -> TrainingState:
     """`load_state` without the tensors."""
     path = checkpoint / FOLDER / COUNTS
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        values: dict[str, Any] = json.loads(data)
+        digest = values.pop(DIGEST, None)  # None: written before there was one
         state = TrainingState(**values)
     except FileNotFoundError as error:
         raise AndromedaError(f"{path}: no such file; training cannot go on from this checkpoint") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise AndromedaError(f"{path}: is not the state of a training run ({error})") from error
+    if digest is not None and hashlib.sha256(data.replace(str(digest).encode(), NO_DIGEST, 1)).hexdigest() != digest:
+        raise AndromedaError(f"{path}: corrupt, its bytes do not give the checksum it carries; {REMEDY}")
     for item in fields(state):
         if type(getattr(state, item.name)) is not type(getattr(TrainingState(), item.name)):
             raise AndromedaError(f"{path}: {item.name}={getattr(state, item.name)!r} is not of type {item.type}")

@@ -61,7 +61,8 @@ def contents(directory: Path) -> dict[str, bytes]:
             data = path.read_bytes()
             if path.name == "state.json":
                 values = json.loads(data)
-                data = json.dumps({key: values[key] for key in values if "seconds" not in key}).encode()
+                timed = "sha256", "seconds", "loss_seconds"
+                data = json.dumps({key: values[key] for key in values if key not in timed}).encode()
             files[str(path.relative_to(directory))] = data
     return files
 

@@ -390,6 +390,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "optimizer cut short": lambda path: os.truncate(path / "training" / "optimizer.safetensors", 1000),
     "a bit of the weights flipped": lambda path: flip(path / "model.safetensors"),
     "a bit of the optimizer flipped": lambda path: flip(path / "training" / "optimizer.safetensors"),
+    "a bit of the state flipped": lambda path: flip(path / "training" / "state.json"),
     "no state": lambda path: (path / "training" / "state.json").unlink(),
     "no config": lambda path: (path / "config.json").unlink(),
     "no tokenizer": lambda path: (path / "tokenizer.json").unlink(),

@@ -17,7 +17,7 @@ from andromeda.tensorfile import load_tensors, save_tensors
 from andromeda.training.adamw8bit import PARTS, to_plain
 from andromeda.training.optimizer import build_optimizer
 from andromeda.training.recipe import OptimizerName, Recipe
-from andromeda.training.state import TrainingState, load_state, optimizer_tensors, restore, save_state
+from andromeda.training.state import TrainingState, load_counts, load_state, optimizer_tensors, restore, save_state
 
 STATE = TrainingState(
     step=3, sequence=96, tokens=1500, seconds=0.25, loss_sum=1 / 3, loss_tokens=7, loss_seconds=0.1, data_key="abc"
@@ -109,6 +109,28 @@ def test_damaged_counts(saved: Path, content: str, message: str) -> None:
     (saved / "training" / "state.json").write_text(content)
     with pytest.raises(AndromedaError, match=rf"state\.json: {message}"):
         load_state(saved)
+
+
+def test_no_bit_of_the_counts_falls_over_unseen(saved: Path) -> None:
+    path = saved / "training" / "state.json"
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 11):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(AndromedaError, match=r"state\.json: ") as raised:
+            load_counts(saved)
+        assert "\n" not in str(raised.value)
+    path.write_bytes(whole)
+    assert load_counts(saved) == STATE
+
+
+def test_counts_without_a_checksum_are_older(saved: Path) -> None:
+    path = saved / "training" / "state.json"
+    values = json.loads(path.read_text())
+    assert len(values.pop("sha256")) == 64
+    path.write_text(json.dumps(values, indent=2) + "\n")
+    assert load_counts(saved) == STATE
 
 
 def test_a_checkpoint_without_training(tmp_path: Path) -> None:
