@@ -101,8 +101,7 @@ class Session:
                     self._look_back(f"Ended by an error: {error}")
                     raise
         done = self.state.step == self.recipe.num_steps
-        drawn = self._look_back("Finished." if done else f"Stopped at {self._reached()}; the same command goes on.")
-        say(f"summary: {self.directory.summary}" + ("" if drawn else f"; {NO_PLOT}"))
+        self._look_back("Finished." if done else f"Stopped at {self._reached()}; the same command goes on.", say)
 
     def _loop(self, records: Records | None, stop: Callable[[], bool]) -> Loop:
         """Args: records: None in a process that does not write."""
@@ -204,15 +203,17 @@ class Session:
                 save_reference(folder / FOLDER, self.engine.plain.reference)
             self.group.save(folder / FOLDER)
 
-        records.sync()
         try:
-            save_checkpoint(self.directory.checkpoint(state.step), self.engine.model, weights=weights, files=add)
+            try:
+                records.sync()
+            finally:  # what was measured may have no room where weights have
+                save_checkpoint(self.directory.checkpoint(state.step), self.engine.model, weights=weights, files=add)
+                self.directory.keep(self.recipe.keep_last, self.recipe.keep_best)
         except AndromedaError as error:
             if self.recipe.failed_save == "stop" or state.step == self.recipe.num_steps:
                 raise
             warn(f"{error}; training goes on")
             return
-        self.directory.keep(self.recipe.keep_last, self.recipe.keep_best)
         if time.monotonic() > self._look_back_at and state.step < self.recipe.num_steps:
             self._look_back(f"Training stands at {self._reached()}.")
 
@@ -223,8 +224,8 @@ class Session:
     def _reached(self) -> str:
         return f"step {self.state.step:,} of {self.recipe.num_steps:,}"
 
-    def _look_back(self, status: str) -> bool:
-        """The summary and its pictures; training does not depend on them. False: there are no pictures."""
+    def _look_back(self, status: str, tell: Callable[[str], object] = lambda _: None) -> None:
+        """The summary and its pictures; training does not depend on them."""
         begin = time.monotonic()
         held_out = "" if self.validation is None else f"; validation on {plural(len(self.validation.tokens), 'token')}"
         about = About(
@@ -233,12 +234,11 @@ class Session:
         )  # fmt: skip
         try:
             drawn = summarise(self.directory, about)
+            tell(f"summary: {self.directory.summary}" + ("" if drawn else f"; {NO_PLOT}"))
         except Exception as error:  # noqa: BLE001 - a full disk, or whatever hinders drawing
-            warn(f"{self.directory.summary}: cannot be written: {error}")
-            drawn = True
+            warn(f"{self.directory.summary}: cannot be written: {' '.join(str(error).split())}; the run does without")
         seconds = time.monotonic() - begin
         self._look_back_at = begin + seconds + max(LOOK_BACK_SECONDS, LOOK_BACK_SHARE * seconds)
-        return drawn
 
 
 def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None, processes: Processes) -> Session:

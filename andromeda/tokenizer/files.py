@@ -83,7 +83,9 @@ def write_files(directory: Path, text: str, named_tokens: Mapping[str, str], tem
         replace_file(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         replace_file(directory / "tokenizer.json", text + "\n")
     except OSError as error:
-        raise AndromedaError(f"{directory}: the tokenizer cannot be written there: {error.strerror}") from error
+        raise AndromedaError(
+            f"{directory}: the tokenizer cannot be written there: {error.strerror}; free space, or choose another place"
+        ) from error
 
 
 def parsed(text: str, source: str) -> tokenizers.Tokenizer:

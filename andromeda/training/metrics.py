@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,67 @@ PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # rows of the square matrices
 class MetricsFile:
     """metrics.jsonl, one object for each step that is logged.
 
+    What finds no room on the disk is kept, and written when there is some.
+
     Args:
         step: where training goes on; lines beyond it, and one that a kill cut short, are dropped.
+
+    Raises:
+        AndromedaError: another line is damaged, or the file cannot be written.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        replace_file(path, "".join(map(_line, kept)))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        kept = "".join(_line(line) for line in read_metrics(path) if line["step"] <= step).encode()
+        try:
+            replace_file(path, kept)
+            self._file = path.open("r+b", buffering=0)
+        except OSError as error:
+            raise AndromedaError(f"{path}: cannot be written: {error.strerror}; free space") from error
+        self._lines: list[bytes] = []  # since all were on the disk last
+        self._written = 0  # of these lines
+        self._end = self._synced = len(kept)  # bytes: of whole lines, and of those on the disk
 
     def write(self, values: dict[str, Any]) -> None:
-        self._file.write(_line(values))
-        self._file.flush()
+        """Raises AndromedaError where it cannot be written now; it is kept then."""
+        self._lines.append(_line(values).encode())
+        self._write()
 
     def sync(self) -> None:
-        """On the disk, before a checkpoint that counts on it."""
-        os.fsync(self._file.fileno())
+        """On the disk, before a checkpoint that counts on it. Raises AndromedaError where that cannot be."""
+        if not self._lines:
+            return
+        self._write()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:  # after which the kernel may have dropped all that was written since the last time
+            self._written, self._end = 0, self._synced
+            raise self._failed(error) from error
+        self._lines, self._written, self._synced = [], 0, self._end
 
     def close(self) -> None:
+        with suppress(AndromedaError):  # told when it failed first
+            self._write()
         self._file.close()
+
+    def _write(self) -> None:
+        try:
+            for line in self._lines[self._written :]:
+                done = 0  # over what an attempt that failed has left of it
+                while done < len(line):
+                    done += os.pwrite(self._file.fileno(), line[done:], self._end + done)
+                self._written, self._end = self._written + 1, self._end + done
+        except OSError as error:
+            with suppress(OSError):  # for whoever reads meanwhile
+                self._file.truncate(self._end)
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> AndromedaError:
+        step = json.loads(self._lines[self._written])["step"]
+        return AndromedaError(
+            f"{self._path}: cannot be written: {error.strerror}; free space: what was measured from step {step:,} on "
+            "is not in it"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -58,9 +101,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         AndromedaError: another line is damaged.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
     except ValueError as error:
         raise AndromedaError(f"{path}: holds a line that is not JSON ({error}); remove that line") from error
 

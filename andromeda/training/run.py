@@ -157,7 +157,10 @@ def open_run(recipe: Recipe) -> Iterator[RunDirectory]:
             raise AndromedaError(f"{path}: holds files of something else; choose another output")
         if run.checkpoints():
             _check_same(stored, recipe)
-        replace_file(stored, recipe.to_yaml())
+        try:
+            replace_file(stored, recipe.to_yaml())
+        except OSError as error:
+            raise AndromedaError(f"{stored}: cannot be written: {error.strerror}; free space") from error
         run.remove_leftovers()
         yield run
 

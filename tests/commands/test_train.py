@@ -29,7 +29,7 @@ from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine
 from andromeda.training.metrics import TIMINGS, read_metrics
 from andromeda.training.state import load_state
-from tests.commands.runs import VERSE, assert_same_run, at_step, flip, kill_and_compare, refused, snapshot
+from tests.commands.runs import VERSE, assert_same_run, at_step, contents, flip, kill_and_compare, refused, snapshot
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("quick")
@@ -163,6 +163,7 @@ def test_training_does_not_depend_on_the_summary(
     directory = run(recipe)
     told = capsys.readouterr()
     assert "finished 12 steps" in told.out
+    assert "summary:" not in told.out
     assert f"warning: {directory / 'summary.md'}: cannot be written: [Errno 28] No space left" in told.err
 
 
@@ -345,6 +346,71 @@ def test_a_full_disk_stops_training_or_is_told(
     for name in ("model.safetensors", "training/optimizer.safetensors"):
         ours, theirs = (path / "checkpoints" / "step-00000012" / name for path in (output, whole))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+class FullDisk:
+    """There is no room on it for some open files of this process."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths, self.before = paths, dict[int, int]()
+
+    def fill(self) -> None:
+        for link in Path("/proc/self/fd").iterdir():
+            if link.is_symlink() and link.readlink() in self.paths:
+                self.before[int(link.name)] = os.dup(int(link.name))
+        full = os.open("/dev/full", os.O_WRONLY)
+        for number in self.before:
+            os.dup2(full, number)
+        os.close(full)
+
+    def free(self) -> None:
+        while self.before:
+            number, before = self.before.popitem()
+            os.dup2(before, number)
+            os.close(before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has /dev/full")
+def test_a_disk_too_full_for_what_is_measured(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What finds no room waits, for a checkpoint too; no line is lost or torn."""
+    whole = run(recipe, f"output={recipe.parent / 'whole'}", "keep_last=3")
+    directory = recipe.parent / "run"
+    disk = FullDisk(directory / "metrics.jsonl", directory / "heads.jsonl")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, disk.fill)
+        at_step(patch, 10, disk.free)
+        run(recipe, "keep_last=3", "failed_save=go_on")
+    warnings = capsys.readouterr().err.splitlines()
+    what = "cannot be written: No space left on device; free space: what was measured from step 5 on is not in it"
+    named = {name: f"warning: {directory / name}: {what}" for name in ("metrics.jsonl", "heads.jsonl")}
+    assert [line for line in warnings if line.startswith("warning")] == [
+        *named.values(), f"{named['heads.jsonl']}; training goes on",
+    ]  # fmt: skip
+    assert_same_run(directory, whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has /dev/full")
+def test_weights_are_saved_where_what_is_measured_has_no_room(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(recipe, f"output={recipe.parent / 'whole'}", "keep_last=3")
+    directory = recipe.parent / "run"
+    disk = FullDisk(directory / "metrics.jsonl")
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, disk.fill)
+        with pytest.raises(
+            AndromedaError, match=r"metrics\.jsonl: cannot be written: No space .* from step 6 on"
+        ) as raised:
+            run(recipe, "keep_last=3")
+        assert "\n" not in str(raised.value)
+    for descriptor in disk.before.values():
+        os.close(descriptor)
+    assert contents(directory) == {name: data for name, data in contents(whole).items() if "step-00000012" not in name}
+    assert [line["step"] for line in read_metrics(directory / "metrics.jsonl")] == [2, 4, 5]
+    run(recipe, "keep_last=3")
+    assert contents(directory) == contents(whole)
+    assert [line["step"] for line in read_metrics(directory / "metrics.jsonl")] == [2, 4, 5, 10, 12]
 
 
 def test_the_best_checkpoint_may_stay(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from contextlib import closing
+import resource
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +35,8 @@ def test_lines_beyond_the_resumed_step_and_a_torn_one_are_dropped(tmp_path: Path
         for step in (10, 20, 30):
             metrics.write({"step": step, "loss": step / 7})
         metrics.sync()
-    with path.open("a") as file:
-        file.write('{"step": 40, "lo')
+    with path.open("a", errors="surrogateescape") as file:  # not even text
+        file.write('{"step": 40, "lo\udcff')
     assert steps(path) == [10, 20, 30]
     with closing(MetricsFile(path, 20)) as metrics:
         assert steps(path) == [10, 20]
@@ -48,6 +51,58 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
     with closing(MetricsFile(tmp_path / "m", 0)) as metrics:
         metrics.write({"step": 1})
         assert steps(tmp_path / "m") == [1]
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Within it a file takes so many bytes: of what is written beyond, the first part alone."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_finds_no_room_is_kept_and_no_line_is_torn(tmp_path: Path) -> None:
+    path, lines = tmp_path / "m", [{"step": step, "loss": step / 7} for step in range(1, 6)]
+    with closing(MetricsFile(path, 0)) as metrics:
+        metrics.write(lines[0])
+        metrics.sync()
+        metrics.write(lines[1])
+        whole = path.read_bytes()
+        with no_file_beyond(len(whole) + 10):
+            for line in lines[2:4]:
+                with pytest.raises(AndromedaError, match=r"m: cannot be written: .*; free space: .* from step 3 on"):
+                    metrics.write(line)
+                assert path.read_bytes() == whole
+            with pytest.raises(AndromedaError, match="from step 3 on"):
+                metrics.sync()
+        metrics.write(lines[4])
+        assert read_metrics(path) == lines
+
+
+def test_what_the_kernel_has_dropped_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed fsync(2) may leave zeros where lines were."""
+    path, lines = tmp_path / "m", [{"step": step} for step in range(1, 4)]
+
+    def fsync(_: int) -> None:
+        written = path.read_bytes()
+        path.write_bytes(written[:12] + bytes(len(written) - 12))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(MetricsFile(path, 0)) as metrics:
+        metrics.write(lines[0])
+        metrics.sync()
+        metrics.write(lines[1])
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", fsync)
+            with pytest.raises(AndromedaError, match=r"No space left on device; free space: .* from step 2 on"):
+                metrics.sync()
+        assert read_metrics(path) == lines[:1]
+        metrics.write(lines[2])
+        assert read_metrics(path) == lines
+        metrics.sync()
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
