@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,29 @@ class AndromedaEmbedding(nn.Embedding):
         return embed(ids, self.weight)
 
 
+Certificate = tuple[Tensor | None, Tensor | None]  # a block's bounds and windows, (heads,) each
+
+
+class Ragged(Protocol):
+    """Tokens of many texts laid flat, each behind what a cache holds of its text: what knows which token is whose.
+
+    Attributes:
+        positions: (T,) where each token stands in its text.
+        longest: no text is longer, with these tokens.
+        certificates: of each block, computed when first needed.
+    """
+
+    positions: Tensor
+    longest: int
+    certificates: dict[int, Certificate]
+
+    def shift(self, block: int, slot: int, x: Tensor) -> Tensor:
+        """`cache.shift_tokens` within each text: (1, T, dim) -> (1, T, dim)."""
+
+    def attention(self, block: int, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
+        """Keeps keys and values, and attends to all of each text: (1, T, heads, dim_head) -> the same."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """What all blocks of one forward pass share."""
@@ -68,6 +91,7 @@ class Pass:
     q_scale: Tensor | None  # (1 or B, T, H, 1) log-n temperature; None: 1 everywhere
     cache: Cache | None
     context: Context | None = None
+    ragged: Ragged | None = None
 
 
 class Attention(nn.Module):
@@ -94,10 +118,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, step: Pass) -> Tensor:
         config = self.config
         q, k, v, geometry = self.project(x, step)
-        if step.cache is None and step.q_scale is None and step.context is None:
+        if step.cache is None and step.q_scale is None and step.context is None and step.ragged is None:
             out = normalised_attention(q, k, v, geometry, self.qk_norm, flash=config.attn_flash)
             return self.to_out(out.flatten(2))
         q, k = self.normalise(q, k, step)
+        if step.ragged is not None:
+            return self.to_out(step.ragged.attention(self.block, q, k, v, geometry).flatten(2))
         if step.context is not None:
             return self.to_out(self._attend_in_context(q, k, v, geometry, step.context, step.cache).flatten(2))
         if step.cache is not None:
@@ -109,7 +135,7 @@ class Attention(nn.Module):
         config = self.config
         heads, kv_heads = config.heads, config.kv_heads
         q, k, v = self.to_qkv(x).unflatten(-1, (-1, config.dim_head)).split([heads, kv_heads, kv_heads], dim=2)
-        bounds, windows = self._certificate(q.dtype, step.cache)
+        bounds, windows = self._certificate(q.dtype, step.ragged or step.cache)
         if bounds is not None and step.q_scale is not None:
             bounds = bounds * step.q_scale.amax((0, 1))[:, 0]
         return q, k, v, replace(step.geometry, slopes=self.slopes, bounds=bounds, windows=windows)
@@ -154,13 +180,13 @@ class Attention(nn.Module):
         assert bounds is not None
         return positions.certified_windows(bounds, self.slopes.double(), self.config.window_epsilon)
 
-    def _certificate(self, dtype: torch.dtype, cache: Cache | None) -> tuple[Tensor | None, Tensor | None]:
+    def _certificate(self, dtype: torch.dtype, kept: Cache | Ragged | None) -> Certificate:
         """Bounds and windows, computed once for a cache."""
-        if cache is None:
+        if kept is None:
             return self.bounds(dtype), self.windows(dtype)
-        if self.block not in cache.certificates:
-            cache.certificates[self.block] = self.bounds(dtype), self.windows(dtype)
-        return cache.certificates[self.block]
+        if self.block not in kept.certificates:
+            kept.certificates[self.block] = self.bounds(dtype), self.windows(dtype)
+        return kept.certificates[self.block]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
         super()._apply(fn, recurse)
@@ -232,6 +258,8 @@ class Block(nn.Module):
         amount, cache = self.config.shift_tokens, step.cache
         if amount == 0:
             return x
+        if step.ragged is not None:
+            return step.ragged.shift(self.index, slot, x)
         if step.context is not None:
             shifted, state = step.context.shift(x, amount, step.geometry.starts)
             if cache is not None:
@@ -311,9 +339,14 @@ class Andromeda(nn.Module):
         cache: Cache | None = None,
         documents: Tensor | None = None,
         context: Context | None = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
-        """Output of the last block, normalised: (B, T, dim). Arguments as in `forward`."""
-        self._check_ids(ids)
+        """Output of the last block, normalised: (B, T, dim). Arguments as in `forward`.
+
+        With `ragged`, ids are (1, T), of many texts, and known to be in range; it goes with nothing else.
+        """
+        if ragged is None:
+            self._check_ids(ids)
         held = 0 if cache is None else cache.length
         if documents is not None and cache is not None:
             raise AndromedaError("model: a cache holds one document; give it none together with documents")
@@ -324,8 +357,8 @@ class Andromeda(nn.Module):
         starts = None if documents is None else document_starts(documents)
         x = self.embedding(ids)
         if self.config.use_abs_pos_emb:
-            x = x + self._position_embeddings(held, tokens, starts, context)
-        step = self._pass(tokens, held, starts, cache, x.device, context)
+            x = x + self._position_embeddings(held, tokens, starts, context, ragged)
+        step = self._pass(tokens, held, starts, cache, x.device, context, ragged)
         for block in self.blocks:
             x = block(x, step)
         if cache is not None:
@@ -364,28 +397,32 @@ class Andromeda(nn.Module):
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the device
             check_range(self.config, *(int(x) for x in torch.aminmax(ids)))
 
-    def _position_embeddings(self, held: int, tokens: int, starts: Tensor | None, context: Context | None) -> Tensor:
-        if held + tokens > self.config.max_seq_len:
+    def _position_embeddings(
+        self, held: int, tokens: int, starts: Tensor | None, context: Context | None, ragged: Ragged | None
+    ) -> Tensor:
+        last = (held + tokens if ragged is None else ragged.longest) - 1
+        if last >= self.config.max_seq_len:
             raise AndromedaError(
-                f"model: position {held + tokens - 1} is beyond max_seq_len={self.config.max_seq_len}, "
+                f"model: position {last} is beyond max_seq_len={self.config.max_seq_len}, "
                 "a hard limit with use_abs_pos_emb=True"
             )
         device = self.position_embedding.weight.device
-        return self.position_embedding(_positions(held, tokens, starts, context, device))
+        return self.position_embedding(_positions(held, tokens, starts, context, device, ragged))
 
     def _pass(
         self, tokens: int, held: int, starts: Tensor | None, cache: Cache | None, device: torch.device,
-        context: Context | None = None,
+        context: Context | None = None, ragged: Ragged | None = None,
     ) -> Pass:  # fmt: skip
         """Of `tokens` behind `held`, all of the sequence's with a context."""
         config, q_scale = self.config, None
-        if config.log_n_temperature and held + tokens > config.max_seq_len:
-            index = _positions(held, tokens, starts, context, device)
+        longest = held + tokens if ragged is None else ragged.longest
+        if config.log_n_temperature and longest > config.max_seq_len:
+            index = _positions(held, tokens, starts, context, device, ragged)
             factor = positions.log_n_temperature(index, config.max_seq_len)[..., None, None]
             is_global = torch.arange(config.heads, device=device)[:, None] >= config.alibi_num_heads
             q_scale = torch.where(is_global, factor, 1.0)
         geometry = Geometry(rotary=positions.rotary(config), starts=starts, local_heads=config.num_local_heads)
-        return Pass(geometry, q_scale, cache, context)
+        return Pass(geometry, q_scale, cache, context, ragged)
 
     def reset_parameters(self) -> None:
         """Initialises all weights but the embedding's.
@@ -429,8 +466,13 @@ def _check_context(context: Context, ids: Tensor, documents: Tensor | None, held
         )
 
 
-def _positions(held: int, tokens: int, starts: Tensor | None, context: Context | None, device: torch.device) -> Tensor:
+def _positions(
+    held: int, tokens: int, starts: Tensor | None, context: Context | None, device: torch.device,
+    ragged: Ragged | None = None,
+) -> Tensor:  # fmt: skip
     """(1 or B, T): where in its document each token stands that this process has of `tokens` behind `held`."""
+    if ragged is not None:
+        return ragged.positions[None]
     if context is None:
         index = torch.arange(held, held + tokens, device=device)
         return index[None] if starts is None else index - starts

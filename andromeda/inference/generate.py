@@ -14,7 +14,7 @@ from torch import Tensor
 from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig
 from andromeda.errors import AndromedaError
-from andromeda.inference.sampling import Sampling, sample
+from andromeda.inference.sampling import History, Sampling, sample
 from andromeda.model import Andromeda, check_range
 
 PREFILL_BYTES = 256 * 2**20  # activations that a chunk of the prompt may take, about
@@ -145,19 +145,18 @@ def _draw_rows(
     """Yields (B,) ids at a time, which continue `ids` (B, T); the cache holds the first of these already."""
     weight, config = model.output_weight, model.config
     ids = ids.to(weight.device)
-    generator = None if seed is None else torch.Generator(weight.device).manual_seed(seed)
-    seen = None
-    if sampling.penalises:
-        seen = torch.zeros(len(ids), config.num_tokens, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    sampling.check(vocab_size or config.num_tokens)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    history = History.of(ids, config.num_tokens) if sampling.penalises else None
     if config.use_abs_pos_emb:
         max_new_tokens = min(max_new_tokens, config.max_seq_len + 1 - ids.shape[1])  # the last one is not read
     for _ in range(max_new_tokens):
         logits = model.logits(_read(model, ids, cache, prefill_chunk))[:, :vocab_size]
-        drawn = sample(logits, sampling, generator, seen if seen is None else seen[:, :vocab_size])
+        drawn = sample(logits, sampling, generator, None if history is None else history.below(vocab_size))
         yield drawn
         ids = torch.cat([ids, drawn[:, None]], dim=1)
-        if seen is not None:
-            seen.scatter_(1, drawn[:, None], True)
+        if history is not None:
+            history.record(drawn)
 
 
 @torch.inference_mode()

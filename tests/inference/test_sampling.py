@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from andromeda.errors import AndromedaError
-from andromeda.inference.sampling import GREEDY, Sampling, probabilities, sample
+from andromeda.inference.sampling import GREEDY, History, Sampling, probabilities, sample
 
 # Quarters have many ties and no rounding; None is a forbidden token.
 logits_lists = st.lists(
@@ -76,8 +76,46 @@ def test_the_repetition_penalty_is_that_of_the_paper(values, history, penalty):
         x if x is None or token not in history else (x / penalty if x > 0 else x * penalty)
         for token, x in enumerate(values)
     ]
-    got = probabilities(row(values), Sampling(repetition_penalty=penalty), seen)
+    got = probabilities(row(values), Sampling(repetition_penalty=penalty), History(seen, seen.float()))
     torch.testing.assert_close(got, row(penalised).softmax(-1))
+
+
+@given(
+    logits_lists,
+    st.lists(st.integers(0, 3), min_size=12, max_size=12),
+    st.sampled_from([-2.0, 0.0, 0.5]),
+    st.sampled_from([-0.25, 0.0, 2.0]),
+    st.dictionaries(st.integers(0, 11), st.sampled_from([-100.0, -1.5, 0.5, 100.0]), max_size=3),
+)
+def test_bias_and_penalties_of_what_was_generated_are_those_of_openai(values, times, frequency, presence, bias):
+    counts = torch.tensor([times[: len(values)]], dtype=torch.float32)
+    bias = {token: value for token, value in bias.items() if token < len(values)}
+    penalised = [
+        x if x is None else x + bias.get(token, 0) - times[token] * frequency - (times[token] > 0) * presence
+        for token, x in enumerate(values)
+    ]
+    sampling = Sampling(frequency_penalty=frequency, presence_penalty=presence, logit_bias=bias)
+    got = probabilities(row(values), sampling, History(counts > 0, counts))
+    torch.testing.assert_close(got, row(penalised).softmax(-1))
+
+
+def test_a_history_counts_what_was_generated_alone():
+    history = History.of(torch.tensor([[0, 1], [3, 3]]), 4)
+    for ids in ([1, 2], [1, 3]):
+        history.record(torch.tensor(ids))
+    assert history.seen.tolist() == [[True, True, False, False], [False, False, True, True]]
+    assert history.counts.tolist() == [[0, 2, 0, 0], [0, 0, 1, 1]]
+
+
+def test_settings_with_equal_biases_are_one():
+    first, second = (Sampling(logit_bias={1: 2.0}) for _ in range(2))
+    assert first == second and hash(first) == hash(second) and first != Sampling(logit_bias={1: 3.0})
+
+
+def test_a_bias_of_no_token_is_refused():
+    Sampling(logit_bias={9: 1.0}).check(10)
+    with pytest.raises(AndromedaError, match="logit_bias has token id 10, but there are only 10 tokens"):
+        Sampling(logit_bias={3: 1.0, 10: 1.0}).check(10)
 
 
 @given(logits_lists, st.integers(0, 12), st.floats(0.05, 1), st.floats(0, 1), st.floats(0.1, 3))
@@ -123,8 +161,8 @@ def test_draws_have_the_exact_distribution(sampling):
     num_draws, num_tokens = 20_000, 8
     logits = torch.tensor([1.0, -2.0, 0.5, 2.0, -torch.inf, 0.0, 1.5, -1.0]).expand(num_draws, num_tokens)
     seen = (torch.arange(num_tokens) % 3 == 0).expand(num_draws, num_tokens)
-    drawn = sample(logits, sampling, torch.Generator().manual_seed(0), seen)
-    expected = probabilities(logits[:1], sampling, seen[:1])[0].double() * num_draws
+    drawn = sample(logits, sampling, torch.Generator().manual_seed(0), History(seen, seen.float()))
+    expected = probabilities(logits[:1], sampling, History(seen[:1], seen[:1].float()))[0].double() * num_draws
     counts = drawn.bincount(minlength=num_tokens).double()
     possible = expected > 0
     assert counts[~possible].sum() == 0
@@ -174,6 +212,8 @@ def test_a_row_that_forbids_everything_is_refused(sampling):
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf),
         ("top_k", -1), ("top_k", 2.5), ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan),
+        ("frequency_penalty", 2.1), ("presence_penalty", -2.1), ("presence_penalty", math.nan),
+        ("logit_bias", {-1: 0.0}), ("logit_bias", {1: 100.5}), ("logit_bias", {1: math.nan}),
         ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0.0), ("repetition_penalty", math.nan),
     ],
 )  # fmt: skip

@@ -1,1 +1,6 @@
-"""Many texts at a time: continuous batching over a paged cache. Policy without tensors, tensors without policy."""
+"""An engine that writes many texts at once; its parts, from policy to tensors:
+
+* `request`: what is asked, and what comes back. `engine` answers it; `service` serves that to asyncio.
+* `blocks`, `scheduler`, `lookup`: policy, without tensors.
+* `pages`, `batch`, `runner`, `sampler`: tensors, without policy. `masks`: what constraints allow, meanwhile.
+"""

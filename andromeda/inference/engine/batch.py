@@ -1,0 +1,147 @@
+"""The tokens of one step, of many texts laid flat: what the model asks of them (`model.Ragged`). No policy.
+
+Norms, products and feed-forward know nothing of texts; token shift and attention do. Rows come in three parts, which
+attend in their own ways: one token each; a few each; and parts of prompts, one by one.
+
+Shapes: R rows (texts), T tokens of all rows, s = shift_tokens, H query heads, D dim_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from andromeda.cache import next_shift_state, shift_tokens
+from andromeda.inference.engine.pages import Pages
+from andromeda.kernels import Geometry, attention
+from andromeda.kernels.paged import decode_reference as paged_attention
+from andromeda.model import Certificate
+
+
+@dataclass(frozen=True)
+class Single:
+    """Rows of one token each.
+
+    Attributes:
+        tokens: which of the T are theirs.
+        table: (rows, pages) int32. lengths: (rows,) int32, tokens of each text, the new one included.
+    """
+
+    tokens: slice
+    table: Tensor
+    lengths: Tensor
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+        """q (T, H, D) and the pages of a block -> (tokens, H, D)."""
+        return paged_attention(q[self.tokens, None], keys, values, self.table, self.lengths, geometry)[:, 0]
+
+
+@dataclass(frozen=True)
+class Few:
+    """Rows of N tokens each, or fewer, which stand at the end of N.
+
+    Attributes:
+        tokens: (rows, N) which of the T they are; in front of a row's first, again that one.
+        places: (tokens,) where in rows * N each token stands.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    table: Tensor
+    lengths: Tensor
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+        out = paged_attention(q[self.tokens], keys, values, self.table, self.lengths, geometry)
+        return out.flatten(0, 1)[self.places]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of one prompt: tokens of the T, and its text's pages up to its end, (pages,) int64, of `length` tokens."""
+
+    tokens: slice
+    pages: Tensor
+    length: int
+    flash: bool
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+        k, v = (x[self.pages].flatten(0, 1)[None, : self.length] for x in (keys, values))
+        return attention(q[None, self.tokens], k, v, geometry, flash=self.flash)[0]
+
+
+@dataclass
+class Shift:
+    """Token shift of rows of any length, by index. What is indexed is the R * s tokens before all rows, then the T.
+
+    Attributes:
+        delayed: for i = 1 .. s, (T,) where the token i before each is.
+        states: (n, s) where those are that make the state behind a token, for each that ends a row or a page.
+        pages: (n,) to which these states belong.
+        kept: (k,) what `Batch.keep` may need, of rows whose end is not known before the draw; None: all are.
+    """
+
+    delayed: Sequence[Tensor]
+    states: Tensor
+    pages: Tensor
+    kept: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """One step. Attributes as of `model.Ragged`, and:
+
+    Attributes:
+        cells: (T,) where keys and values go, counted in tokens of all pages.
+        before: (R,) pages that hold the shift state before each row's first token.
+        ends: (R,) pages in which rows of one token end; `shift` is for rows of any length, and None with them.
+    """
+
+    pages: Pages
+    positions: Tensor
+    longest: int
+    certificates: dict[int, Certificate]
+    cells: Tensor
+    parts: Sequence[Single | Few | Part]
+    before: Tensor | None
+    ends: Tensor | None = None
+    by_index: Shift | None = None
+    _kept: list[Tensor] = field(default_factory=list)  # (k, dim) of each block and slot
+
+    def attention(self, block: int, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
+        keys, values = self.pages.keys[block], self.pages.values[block]
+        keys.flatten(0, 1).index_copy_(0, self.cells, k[0])
+        values.flatten(0, 1).index_copy_(0, self.cells, v[0])
+        outs = [part.attend(q[0], keys, values, geometry) for part in self.parts]
+        return (outs[0] if len(outs) == 1 else torch.cat(outs))[None]
+
+    def shift(self, block: int, slot: int, x: Tensor) -> Tensor:
+        assert self.pages.shifts is not None and self.before is not None
+        states = self.pages.shifts[block, slot]  # (num_pages, s, dim)
+        amount, before = states.shape[1], states[self.before]
+        if self.by_index is None:
+            assert self.ends is not None
+            x = x.transpose(0, 1)  # (R, 1, dim)
+            states.index_copy_(0, self.ends, next_shift_state(x, amount, before))
+            return shift_tokens(x, amount, before).transpose(0, 1)
+        return self._shift_by_index(self.by_index, torch.cat([before.flatten(0, 1), x[0]]), x, states)
+
+    def _shift_by_index(self, by_index: Shift, known: Tensor, x: Tensor, states: Tensor) -> Tensor:
+        states.index_copy_(0, by_index.pages, known[by_index.states])
+        if by_index.kept is not None:
+            self._kept.append(known[by_index.kept])
+        width = x.shape[-1] // (len(by_index.delayed) + 1)
+        parts = [x[..., :width]]
+        for i, source in enumerate(by_index.delayed, 1):
+            parts.append(known[:, i * width : (i + 1) * width][source][None])
+        parts.append(x[..., (len(by_index.delayed) + 1) * width :])
+        return torch.cat(parts, dim=-1)
+
+    def keep(self, states: Tensor, pages: Tensor) -> None:
+        """States of rows whose end was not known: (n, s) where in what is kept, and (n,) pages to which they belong."""
+        shifts = self.pages.shifts
+        assert shifts is not None
+        kept = torch.stack(self._kept)[:, states]  # (depth * slots, n, s, dim)
+        shifts[:, :, pages] = kept.view(*shifts.shape[:2], *kept.shape[1:])

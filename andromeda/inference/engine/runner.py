@@ -1,0 +1,245 @@
+"""From the rows of a step to logits: lays their tokens flat, runs the model over them once. No policy.
+
+Shapes: R rows, T tokens, n tokens that ask for the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from andromeda.inference.engine.batch import Batch, Few, Part, Shift, Single
+from andromeda.inference.engine.blocks import PAGE
+from andromeda.inference.engine.pages import Pages
+from andromeda.inference.engine.scheduler import Row, Text
+from andromeda.kernels.paged import MAX_NEW
+from andromeda.model import Andromeda, Certificate
+
+FIRST_WIDTH = 16  # pages of a text that the page table has room for at first
+
+
+class Runner:
+    """The model and the tensors of its cache.
+
+    Args:
+        max_running: slots of texts.
+    """
+
+    def __init__(self, model: Andromeda, pages: Pages, max_running: int) -> None:
+        self.model, self.pages, self.max_running = model, pages, max_running
+        self.device = model.output_weight.device
+        self._certificates: dict[int, Certificate] = {}
+        self._table = np.zeros((max_running, FIRST_WIDTH), np.int32)  # the pages of the text at each slot
+        self._entered: list[tuple[list[int], int]] = [([], 0)] * max_running  # whose, and how many of them
+
+    def lay_out(self, rows: Sequence[Row]) -> Step:
+        """Where everything is in a step; the texts' slots and pages are then as they are now."""
+        return Step(rows, self._enter(rows), self.pages.shifts is not None)
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> Tensor:
+        """Reads a step's rows: logits (n, num_tokens) of the tokens that ask for the next one, in the order of rows."""
+        batch = step.batch = self._batch(step)
+        hidden = self.model.hidden(self._on_device(step.ids)[None], ragged=batch)[0]
+        asking = step.asking()
+        return self.model.logits(hidden if asking is None else hidden[self._on_device(asking)])
+
+    @torch.inference_mode()
+    def keep(self, step: Step, taken: Sequence[int]) -> None:
+        """After the draw: how many tokens of each row that had drafts belong to its text, in the order of rows.
+
+        Shift states behind them could not be known before.
+        """
+        if step.drafted and self.pages.shifts is not None:
+            assert step.batch is not None
+            states, pages = step.states_of_drafted(taken, self.pages.shifts.shape[3])
+            step.batch.keep(self._on_device(states), self._on_device(pages))
+
+    def _enter(self, rows: Sequence[Row]) -> NDArray[np.int32]:
+        """The page table, with what is new of these rows' texts."""
+        for row in rows:
+            slot, pages = row.text.slot, row.text.pages
+            whose, known = self._entered[slot]
+            if whose is pages and known == len(pages):
+                continue
+            if whose is not pages:
+                known = 0
+            if len(pages) > self._table.shape[1]:
+                grown = np.zeros((self.max_running, max(len(pages), 2 * self._table.shape[1])), np.int32)
+                grown[:, : self._table.shape[1]] = self._table
+                self._table = grown
+            self._table[slot, known : len(pages)] = pages[known:]
+            self._entered[slot] = pages, len(pages)
+        return self._table
+
+    def _batch(self, step: Step) -> Batch:
+        config, device = self.model.config, self._on_device
+        singles, few = step.singles, step.few
+        parts: list[Single | Few | Part] = []
+        lengths = step.starts + step.counts
+        width = -(-int(lengths.max()) // PAGE)
+        tables = step.table[:, :width]
+        if singles:
+            parts.append(
+                Single(slice(0, singles), device(tables[:singles]), device(lengths[:singles].astype(np.int32)))
+            )
+        if few:
+            tokens, places = step.few_tokens()
+            rows = slice(singles, singles + few)
+            parts.append(
+                Few(device(tokens), device(places), device(tables[rows]), device(lengths[rows].astype(np.int32)))
+            )
+        for row in range(singles + few, len(step.rows)):
+            first, length = int(step.firsts[row]), int(lengths[row])
+            pages = step.table[row, : -(-length // PAGE)].astype(np.int64)
+            parts.append(Part(slice(first, first + int(step.counts[row])), device(pages), length, config.attn_flash))
+        batch = Batch(
+            self.pages, device(step.positions), int(lengths.max()), self._certificates, device(step.cells), parts, None
+        )
+        if self.pages.shifts is not None:
+            if step.fresh.any():
+                self.pages.clear_shifts(device(step.before[step.fresh]))
+            batch.before = device(step.before)
+            if step.only_singles:
+                batch.ends = device(step.ends)
+            else:
+                batch.by_index = self._shift(step, self.pages.shifts.shape[3])
+        return batch
+
+    def _shift(self, step: Step, amount: int) -> Shift:
+        device = self._on_device
+        delayed = [step.behind(np.arange(len(step.ids)), i, amount) for i in range(1, amount + 1)]
+        tokens = step.state_tokens()
+        return Shift(
+            [device(source) for source in delayed],
+            device(step.states(tokens, amount)),
+            device(step.pages[tokens]),
+            device(step.kept(amount)) if step.drafted else None,
+        )
+
+    def _on_device(self, x: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(x))
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+class Step:
+    """Where everything is in one step, as arrays on the host.
+
+    Rows are in this order: those of one token; of a few, with drafts and then without; parts of prompts.
+
+    Attributes:
+        starts, counts: (R,) a row's first position, and its tokens. firsts: which of the T its first token is.
+        ids, positions, cells, pages: (T,) cells are places in the cache, counted in tokens of all pages.
+        table: (R, width) pages of each row's text.
+        before, ends: (R,) the page that holds the shift state before a row, and that of its last token.
+        fresh: (R,) whether a row begins its text.
+        singles, few, drafted: how many rows are of one token, of a few, and of these with drafts.
+    """
+
+    def __init__(self, rows: Sequence[Row], table: NDArray[np.int32], shifts: bool) -> None:
+        self.rows = sorted(rows, key=_kind)
+        self.batch: Batch | None = None
+        self.starts = np.array([row.start for row in self.rows], np.int64)
+        self.counts = np.array([row.count for row in self.rows], np.int64)
+        self.table = table[[row.text.slot for row in self.rows]]
+        kinds = [_kind(row) for row in self.rows]
+        self.singles, self.drafted = kinds.count(0), kinds.count(1)
+        self.few = self.drafted + kinds.count(2)
+        self.only_singles = self.singles == len(rows)
+        self.ids = np.array([token for row in self.rows for token in _tokens(row)], np.int64)
+        self._lay_flat()
+        if shifts:
+            before = np.maximum(self.starts - 1, 0) // PAGE
+            self.fresh = self.starts == 0
+            index = np.arange(len(self.rows))
+            self.before = self.table[index, before].astype(np.int64)
+            self.ends = self.table[index, (self.starts + self.counts - 1) // PAGE].astype(np.int64)
+
+    def _lay_flat(self) -> None:
+        self.firsts = np.cumsum(self.counts) - self.counts
+        if self.only_singles:
+            self.row_of, self.positions = np.arange(len(self.rows)), self.starts
+        else:
+            self.row_of = np.repeat(np.arange(len(self.rows)), self.counts)
+            self.positions = np.arange(len(self.ids)) - (self.firsts - self.starts)[self.row_of]
+        self.pages = self.table[self.row_of, self.positions // PAGE].astype(np.int64)
+        self.cells = self.pages * PAGE + self.positions % PAGE
+
+    def asking(self) -> NDArray[np.int64] | None:
+        """(n,) tokens that ask for the next one, in the order of rows; None: all do."""
+        if self.only_singles:
+            return None
+        ends = self.firsts + self.counts
+        return np.concatenate(
+            [np.arange(end - row.draws, end) for row, end in zip(self.rows, ends.tolist(), strict=True)]
+        )
+
+    def few_tokens(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `Few.tokens` and `Few.places`."""
+        rows = slice(self.singles, self.singles + self.few)
+        counts, ends = self.counts[rows, None], (self.firsts + self.counts)[rows, None]
+        column = np.arange(counts.max())[::-1]  # tokens before the last
+        inside = column < counts
+        return ends - 1 - np.minimum(column, counts - 1), np.flatnonzero(inside)
+
+    def behind(self, tokens: NDArray[np.int64], by: int, amount: int) -> NDArray[np.int64]:
+        """Where the token `by` before each of these is, as `Shift` counts."""
+        row = self.row_of[tokens]
+        offset = tokens - self.firsts[row] - by
+        return np.where(offset >= 0, len(self.rows) * amount + tokens - by, row * amount + amount + offset)
+
+    def states(self, tokens: NDArray[np.int64], amount: int) -> NDArray[np.int64]:
+        """(n, s) where the last `amount` tokens up to each of these are."""
+        return np.stack([self.behind(tokens, by, amount) for by in range(amount - 1, -1, -1)], axis=1)
+
+    def state_tokens(self) -> NDArray[np.int64]:
+        """Tokens whose shift states are kept: the last of each page and of each row, but for rows with drafts."""
+        last = self.positions % PAGE == PAGE - 1
+        last[self.firsts + self.counts - 1] = True
+        first, end = self._drafted_tokens()
+        last[first:end] = False
+        return np.flatnonzero(last)
+
+    def kept(self, amount: int) -> NDArray[np.int64]:
+        """(k,) what is before the rows with drafts, and their tokens."""
+        rows, (first, end) = slice(self.singles, self.singles + self.drafted), self._drafted_tokens()
+        before = np.arange(len(self.rows) * amount).reshape(-1, amount)[rows]
+        return np.concatenate([before.ravel(), len(self.rows) * amount + np.arange(first, end)])
+
+    def states_of_drafted(self, taken: Sequence[int], amount: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `Batch.keep` wants them, of so many tokens of each row with drafts."""
+        rows, (first, end) = slice(self.singles, self.singles + self.drafted), self._drafted_tokens()
+        tokens = np.arange(first, end)
+        last = self.firsts[rows] + np.array(taken) - 1  # of each row
+        row = self.row_of[first:end] - self.singles
+        keeps = (tokens == last[row]) | ((self.positions[first:end] % PAGE == PAGE - 1) & (tokens < last[row]))
+        tokens = tokens[keeps]
+        place = self.states(tokens, amount)
+        before = place < len(self.rows) * amount
+        return np.where(
+            before,
+            place - self.singles * amount,
+            place - len(self.rows) * amount - first + self.drafted * amount,
+        ), self.pages[tokens]
+
+    def _drafted_tokens(self) -> tuple[int, int]:
+        """The first of the tokens of rows with drafts, and the end."""
+        counts = self.counts[self.singles : self.singles + self.drafted]
+        return self.singles, self.singles + int(counts.sum())
+
+
+def _kind(row: Row) -> int:
+    if row.count == 1:
+        return 0
+    if row.count > MAX_NEW:
+        return 3
+    return 1 if row.text.drafts else 2
+
+
+def _tokens(row: Row) -> list[int]:
+    text: Text = row.text
+    return (text.ids[row.start : row.start + row.count] + text.drafts)[: row.count]
