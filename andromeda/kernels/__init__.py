@@ -1,7 +1,15 @@
 """Attention, embedding and loss head: the plain truth and the paths that compute it faster; torch and triton alone."""
 
-from andromeda.kernels.dispatch import BACKENDS, attention, attention_backend, choose_backend, normalised_attention
+from andromeda.kernels.dispatch import (
+    BACKENDS,
+    attention,
+    attention_backend,
+    choose_backend,
+    normalised_attention,
+    paged_attention,
+)
 from andromeda.kernels.embedding import embed
+from andromeda.kernels.gathered import PageLayout
 from andromeda.kernels.geometry import Geometry, Rotary
 from andromeda.kernels.loss import linear_cross_entropy
 from andromeda.kernels.norm import QKNorm
@@ -9,6 +17,7 @@ from andromeda.kernels.norm import QKNorm
 __all__ = [
     "BACKENDS",
     "Geometry",
+    "PageLayout",
     "QKNorm",
     "Rotary",
     "attention",
@@ -17,4 +26,5 @@ __all__ = [
     "embed",
     "linear_cross_entropy",
     "normalised_attention",
+    "paged_attention",
 ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from andromeda.kernels.gathered import PageLayout, gathered_attention
 from andromeda.kernels.geometry import Geometry, check_shapes
 from andromeda.kernels.launch import HAS_TRITON
 from andromeda.kernels.norm import QKNorm
-from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, as_pages, whole_buffer
+from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, as_pages, check_paged, whole_buffer
 from andromeda.kernels.reference import reference_attention
 from andromeda.kernels.rotation import MAX_DECAY_EXPONENT, longest_span, xpos_chunk
 from andromeda.kernels.short import is_short, short_attention
@@ -67,6 +68,52 @@ def attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, *, flash: boo
     return BACKENDS[_choose(q, k, v, geometry, flash)](q, k, v, geometry)
 
 
+def paged_attention(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor | Sequence[int],
+    geometry: Geometry, *, layout: PageLayout | None = None,
+) -> Tensor:  # fmt: skip
+    """Each row's new tokens over its own keys in a paged cache, as `decode_reference` defines it. Inference only.
+
+    Args:
+        q: (B, N, heads, dim_head), 1 <= N <= 16; normalised and scaled, not rotated. Queries of row b stand at
+            positions lengths[b] - N .. lengths[b] - 1; those before position 0 (padding) give zeros.
+        k_pages, v_pages: (pages, page_size, kv_heads, dim_head) in q's dtype, keys not rotated, those of the new tokens
+            included. What lies beyond a row's length is never used.
+        page_table: (B, max_pages) int32: token j of row b is in page page_table[b, j // page_size].
+        lengths: (B,) int32, at most max_pages * page_size; as integers on the host, nothing waits for the device.
+        geometry: `starts` must be None; with `bounds` it is faster.
+        layout: of this page table and these lengths: what blocks of a model can share is then worked out once.
+
+    Returns:
+        (B, N, heads, dim_head) in q's dtype.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or inputs that want a gradient.
+    """
+    layout = layout or PageLayout(page_table, lengths, k_pages.shape[1])
+    shapes = (q.shape, q.dtype, k_pages.shape, k_pages.dtype, v_pages.shape, v_pages.dtype, geometry.rotary)
+    if layout.checked != shapes:
+        _check_paged(q, k_pages, v_pages, layout, geometry)
+        layout.checked = shapes
+    kernels = has_kernels_for(q.device, q.dtype, q.shape[3], geometry)
+    if kernels and q.shape[1] <= longest_span(geometry.rotary) and q.shape[0] * k_pages.shape[2] <= MAX_UNITS:
+        from andromeda.kernels.decode import decode_attention
+
+        return decode_attention(q, k_pages, v_pages, page_table, layout.lengths, geometry)
+    return gathered_attention(q, k_pages, v_pages, layout, geometry)
+
+
+def _check_paged(q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: PageLayout, geometry: Geometry) -> None:
+    check_paged(q, k_pages, v_pages, layout.page_table, layout.lengths, geometry)
+    if not 1 <= q.shape[1] <= MAX_NEW or k_pages.dtype != q.dtype or v_pages.dtype != q.dtype:
+        raise ValueError(
+            f"attention: 1 to {MAX_NEW} new tokens a row, and pages of their type; "
+            f"got {q.shape[1]}, and {q.dtype}, {k_pages.dtype}, {v_pages.dtype}"
+        )
+    if _learns(q, k_pages, v_pages):
+        raise ValueError("attention: over a paged cache it has no gradient; run it under torch.no_grad()")
+
+
 def normalised_attention(
     q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, norm: QKNorm, *, flash: bool = True
 ) -> Tensor:
@@ -101,9 +148,14 @@ def choose_backend(
     """The name in BACKENDS of what computes attention over so many keys of such a type; `step`: a few new tokens do."""
     if not flash:
         return "reference"
-    if has_flash_kernels(device) and dtype in FLASH_DTYPES and dim_head in FLASH_DIMS and _decays_gently(geometry):
+    if has_kernels_for(device, dtype, dim_head, geometry):
         return "decode" if step else "triton"
     return "short" if is_short(keys, geometry) else "tiled"
+
+
+def has_kernels_for(device: torch.device, dtype: torch.dtype, dim_head: int, geometry: Geometry) -> bool:
+    """Whether Triton computes attention there."""
+    return has_flash_kernels(device) and dtype in FLASH_DTYPES and dim_head in FLASH_DIMS and _decays_gently(geometry)
 
 
 def has_flash_kernels(device: torch.device) -> bool:
