@@ -23,9 +23,9 @@ from andromeda.kernels.rotation import longest_span, relative_table, rotate
 EVERYTHING = 2**31 - 1  # tokens; the reach of a head without a window
 MAX_BOUND_WITHOUT_MAXIMUM = 40.0  # as in tiled.py
 # Of keys and values, by measurement on a CPU:
-PIECE_BYTES = 4 * 2**20  # gathered at a time
-ALONE_BYTES = 2 * 2**20  # a row of so many is a group of its own, whose pages need no gathering where they lie in a run
-WASTED_BYTES = 2**19  # read in vain by a group, which costs less than a group more
+PIECE_BYTES = 2**21  # gathered at a time
+ALONE_BYTES = 2**21  # a row of so many is a group of its own, whose pages need no gathering where they lie in a run
+WASTED_BYTES = 2**18  # read in vain by a group, which costs less than a group more
 SMALLEST_DECAY = 1e-30  # what is less is 0: arithmetic with denormal numbers is slow
 
 
@@ -156,18 +156,19 @@ def gathered_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: Page
     span = longest_span(geometry.rotary)
     if new > span:
         return _in_spans(q, k_pages, v_pages, layout, geometry, int(span))
-    groups = layout.groups(2 * k_pages.shape[2] * k_pages.shape[3] * q.element_size())
-    order = layout.order
+    order, sets = layout.order, _head_sets(q.shape[2], k_pages.shape[2], geometry.rotary, *_on_host(geometry))
     if new > 1:
         q = q.flip(1)  # the last token first, which _biases wants
     if order is not None:
         q = q.index_select(0, order)
-    out = q.new_zeros(q.shape)
-    sets = _head_sets(q.shape[2], k_pages.shape[2], geometry.rotary, *_on_host(geometry))
-    for group in groups:
-        _Walk(group, q[group.first : group.end], k_pages, v_pages, geometry.rotary).attend(
-            sets, out[group.first : group.end]
-        )
+    outs = [
+        _Walk(group, q[group.first : group.end], k_pages, v_pages, geometry.rotary).attend(sets)
+        for group in layout.groups(2 * k_pages.shape[2] * k_pages.shape[3] * q.element_size())
+    ]
+    seen = sum(out.shape[0] for out in outs)
+    if seen < q.shape[0]:
+        outs.append(torch.zeros_like(q[seen:]))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
     if order is not None:
         out = torch.empty_like(out).index_copy_(0, order, out)
     return out.flip(1) if new > 1 else out
@@ -245,30 +246,47 @@ class _Walk:
         self.new = q.shape[1]
         self.turns: Tensor | None = None  # of the rotated keys' columns
 
-    def attend(self, sets: list[_HeadSet], out: Tensor) -> None:
-        """Writes (rows, N, heads, dim_head)."""
-        pieces = self._pieces(sets)
+    def attend(self, sets: list[_HeadSet]) -> Tensor:
+        """(rows, N, heads, dim_head)."""
+        firsts = [self._first_column(heads) for heads in sets]
+        pieces = self._pieces(sets, firsts)
         if self.rotary is not None:
-            seen = self.group.width - min(self._first_column(heads) for heads in sets if heads.rotated)
+            seen = self.group.width - min(first for first, heads in zip(firsts, sets, strict=True) if heads.rotated)
             self.turns = _turns(self.rotary, _table_length(seen), self.q.device, self.dtype)
-        states = [_State(self._queries(heads), heads.bounded, whole=len(pieces) == 1) for heads in sets]
+        parts = self._at_once(sets, pieces[0]) if len(pieces) == 1 else self._in_pieces(sets, firsts, pieces)
+        shape = self.q.shape[0], -1, self.new, self.q.shape[3]
+        out = parts[0].view(shape) if len(parts) == 1 else torch.cat([part.view(shape) for part in parts], dim=1)
+        out = out.transpose(1, 2).to(self.q.dtype)
+        if self.group.lengths[-1] < self.new:
+            for row, length in enumerate(self.group.lengths):
+                out[row, length:] = 0.0  # the last token comes first; those before position 0 see nothing
+        return out
+
+    def _at_once(self, sets: list[_HeadSet], columns: tuple[int, int]) -> list[Tensor]:
+        """Of the sets of each range of kv heads, (rows * kv heads, heads of each * N, dim_head)."""
+        piece, parts = _Piece(self, columns), []
+        for kv, members in itertools.groupby(sets, key=lambda heads: heads.kv):
+            logits = [self._logits(heads, self._queries(heads), piece) for heads in members]
+            one = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+            parts.append(torch.bmm(self._hide_before(one, columns).softmax(-1), piece.values(kv)))
+        return parts
+
+    def _in_pieces(self, sets: list[_HeadSet], firsts: list[int], pieces: list[tuple[int, int]]) -> list[Tensor]:
+        """Of each set, (rows * kv heads, heads of each * N, dim_head)."""
+        states = [_State(self._queries(heads), heads.bounded) for heads in sets]
         for columns in pieces:
             piece = _Piece(self, columns)
-            for heads, state in zip(sets, states, strict=True):
-                if columns[1] > self._first_column(heads):
-                    state.add(self._logits(heads, state.q, piece), piece.values(heads.kv))
-        for heads, state in zip(sets, states, strict=True):
-            result = state.result().view(len(out), heads.end - heads.first, self.new, -1)
-            out[:, :, heads.first : heads.end] = result.transpose(1, 2)
-        for row, length in enumerate(self.group.lengths):
-            if length < self.new:  # the last token comes first; those before position 0 see nothing
-                out[row, length:] = 0.0
+            for heads, first, state in zip(sets, firsts, states, strict=True):
+                if first < columns[1]:
+                    logits = self._hide_before(self._logits(heads, state.q, piece), columns)
+                    state.add(logits, piece.values(heads.kv))
+        return [state.result() for state in states]
 
-    def _pieces(self, sets: list[_HeadSet]) -> list[tuple[int, int]]:
+    def _pieces(self, sets: list[_HeadSet], firsts: list[int]) -> list[tuple[int, int]]:
         """Columns to take at a time: each piece is seen by a set as a whole, or not at all."""
-        cuts = sorted({self._first_column(heads) for heads in sets} | {self.group.width})
+        cuts = sorted({*firsts, self.group.width})
         kv_heads = max(heads.kv[1] - heads.kv[0] for heads in sets)
-        token_bytes = 2 * len(self.q) * kv_heads * self.q.shape[3] * self.dtype.itemsize
+        token_bytes = 2 * self.q.shape[0] * kv_heads * self.q.shape[3] * self.dtype.itemsize
         most = max(self.group.page_size, PIECE_BYTES // token_bytes // self.group.page_size * self.group.page_size)
         return [
             (first, min(first + most, end))
@@ -283,29 +301,26 @@ class _Walk:
 
     def _queries(self, heads: _HeadSet) -> Tensor:
         """(rows * kv heads, heads of each * N, dim_head)."""
-        q = self.q[:, :, heads.first : heads.end].transpose(1, 2).to(self.dtype)
+        q = self.q[:, :, heads.first : heads.end].to(self.dtype).transpose(1, 2)
         if heads.rotated and self.new > 1:
             assert self.rotary is not None
             cos, sin = relative_table(self.rotary, self.new - 1, 1, True, q.device, self.dtype)
             q = rotate(q, cos.flip(0), sin.flip(0))
-        return q.reshape(len(q) * (heads.kv[1] - heads.kv[0]), -1, q.shape[3])
+        return q.reshape(q.shape[0] * (heads.kv[1] - heads.kv[0]), -1, q.shape[3])
 
     def _logits(self, heads: _HeadSet, q: Tensor, piece: _Piece) -> Tensor:
-        """(rows * kv heads, heads of each * N, columns), -inf where unseen."""
+        """(rows * kv heads, heads of each * N, columns), -inf where unseen but before a row's first token."""
         keys = (piece.rotated_keys if heads.rotated else piece.keys)(heads.kv).transpose(1, 2)
         bias = self._biases(heads, piece.columns, q.shape[1])
         if bias is None:
             logits = torch.bmm(q, keys)
-        elif len(bias) == 1:
+        elif bias.shape[0] == 1:
             logits = torch.baddbmm(bias, q, keys)
         else:
             logits = torch.bmm(q, keys)
             logits.view(-1, *bias.shape).add_(bias)
         if bias is None and self.new > 1 and piece.columns[1] > self.group.width - self.new + 1:
             self._hide_future(logits, piece.columns)
-        unseen = self.group.unseen(piece.columns)
-        if unseen is not None:
-            logits.view(len(unseen), -1, logits.shape[2]).masked_fill_(unseen, -torch.inf)
         return logits
 
     def _biases(self, heads: _HeadSet, columns: tuple[int, int], rows: int) -> Tensor | None:
@@ -318,6 +333,12 @@ class _Walk:
         shape = (count, self.new, columns[1] - columns[0])
         bias = table.as_strided(shape, (table.stride(0), 1, 1), distances - self.group.width + columns[0])
         return bias.reshape(heads.kv[1] - heads.kv[0], rows, shape[2])
+
+    def _hide_before(self, logits: Tensor, columns: tuple[int, int]) -> Tensor:
+        unseen = self.group.unseen(columns)
+        if unseen is not None:
+            logits.view(unseen.shape[0], -1, logits.shape[2]).masked_fill_(unseen, -torch.inf)
+        return logits
 
     def _hide_future(self, logits: Tensor, columns: tuple[int, int]) -> None:
         """Token n, counted from the last, stands in column width - 1 - n."""
@@ -336,11 +357,14 @@ class _Rows:
 
 def _rows_of(pages: Tensor) -> _Rows:
     """A view; a copy where vectors do not lie on multiples of their length, which no cache should do."""
-    dim_head = pages.shape[3]
-    if pages.stride(3) != 1 or any(stride % dim_head for stride in pages.stride()[:3]):
-        pages = pages.contiguous()
-    page, token, head = (stride // dim_head for stride in pages.stride()[:3])
-    extent = 1 + (pages.shape[0] - 1) * page + (pages.shape[1] - 1) * token + (pages.shape[2] - 1) * head
+    count, page_size, kv_heads, dim_head = pages.shape
+    if pages.is_contiguous():
+        return _Rows(pages.view(-1, dim_head), (page_size * kv_heads, kv_heads, 1))
+    page, token, head, channel = pages.stride()
+    if channel != 1 or page % dim_head or token % dim_head or head % dim_head:
+        return _rows_of(pages.contiguous())
+    page, token, head = page // dim_head, token // dim_head, head // dim_head
+    extent = 1 + (count - 1) * page + (page_size - 1) * token + (kv_heads - 1) * head
     return _Rows(pages.as_strided((extent, dim_head), (dim_head, 1)), (page, token, head))
 
 
@@ -390,19 +414,16 @@ class _Piece:
 
 
 class _State:
-    """Softmax over pieces, by running maximum and sum (Milakov & Gimelshein 2018); over a whole at once."""
+    """Softmax over pieces, by running maximum and sum (Milakov & Gimelshein 2018); no maximum where it is bounded."""
 
-    def __init__(self, q: Tensor, bounded: bool, whole: bool) -> None:
-        self.q, self.bounded, self.whole = q, bounded, whole
+    def __init__(self, q: Tensor, bounded: bool) -> None:
+        self.q, self.bounded = q, bounded
         self.top: Tensor | None = None
         self.total: Tensor | None = None
         self.acc: Tensor | None = None
 
     def add(self, logits: Tensor, values: Tensor) -> None:
         """The logits are changed."""
-        if self.whole:
-            self.acc = torch.bmm(logits.softmax(-1), values)
-            return
         if not self.bounded:
             self._lower(logits)
         p = logits.exp_()
@@ -420,8 +441,8 @@ class _State:
         logits -= top
 
     def result(self) -> Tensor:
-        assert self.acc is not None
-        return self.acc if self.total is None else self.acc / self.total
+        assert self.acc is not None and self.total is not None
+        return self.acc / self.total
 
 
 def _table_length(tokens: int) -> int:
