@@ -15,7 +15,7 @@ from torch import Tensor
 
 from andromeda.checkpoint import load_checkpoint, save_checkpoint
 from andromeda.commands.output import count, plain_console, plural, say, warn
-from andromeda.commands.reference import set_reference
+from andromeda.commands.reference import Compared, compare
 from andromeda.commands.start import Start, model_to_train
 from andromeda.commands.summary import About, summarise
 from andromeda.commands.tasks import TaskData, prepare_tasks
@@ -23,9 +23,11 @@ from andromeda.commands.training_data import (
     TrainingData,
     build_data,
     check_text_key,
+    held_out_pairs,
     no_text,
     pairs_data,
     text_data,
+    validation_files,
 )
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus, load_corpus
@@ -41,7 +43,7 @@ from andromeda.training.metrics import Meter, possible_flops_per_second, trainin
 from andromeda.training.nebula.keep import load_tasks, save_tasks, split
 from andromeda.training.nebula.objective import attached
 from andromeda.training.objective import Batch, bits_per_byte, total_nats
-from andromeda.training.preference import Preferences, save_reference
+from andromeda.training.preference import save_reference
 from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent, show_progress
 from andromeda.training.recipe import Recipe
@@ -66,6 +68,7 @@ class Session:
     data: TrainingData
     validation: Corpus | None
     tasks: TaskData | None = None
+    compared: Compared | None = None
     group: Group = field(default_factory=Group)
     _look_back_at: float = field(default_factory=lambda: time.monotonic() + LOOK_BACK_SECONDS)
 
@@ -77,12 +80,11 @@ class Session:
         many += "" if processes.together == 1 else f", {processes.together} to a sequence"
         some = "" if recipe.lora is None else f", of an adapter {count(self.engine.num_learned)} are trained"
         say(f"{run.path}: {parameters} parameters{some}, on {processes.device.type}, {recipe.precision}{many}")
-        held_out = "no validation" if self.validation is None else f"validation on {len(self.validation.tokens):,}"
         tokens = data.steps.tokens
         passes = recipe.num_steps * tokens / data.num_tokens if data.num_tokens else None
         say(
-            f"data: {self._described}, {held_out}; {plural(recipe.num_steps, 'step')} of {plural(tokens, 'token')}"
-            + ("" if passes is None else f", {passes:.3g} times through the data")
+            f"data: {self._described}, {self._validated or 'no validation'}; {plural(recipe.num_steps, 'step')} of "
+            f"{plural(tokens, 'token')}" + ("" if passes is None else f", {passes:.3g} times through the data")
         )
         if step:
             say(f"{run.path}: going on from step {step:,} of {recipe.num_steps:,}")
@@ -106,7 +108,7 @@ class Session:
     def _loop(self, records: Records | None, stop: Callable[[], bool]) -> Loop:
         """Args: records: None in a process that does not write."""
         nothing: Callable[[dict[str, Any]], object] = lambda _: None  # noqa: E731
-        validates = self.validation is not None or (self.tasks is not None and self.tasks.validation)
+        validates = self._validated or (self.tasks is not None and self.tasks.validation)
         outside = Outside(
             batches=self.data.batches,
             validate=self._validate if validates else None,
@@ -150,6 +152,8 @@ class Session:
         values = {}
         if self.validation is not None:
             values["validation_bits_per_byte"] = self._bits_per_byte(self.validation)
+        if self.compared is not None:
+            values |= self.compared.validate(self.engine)
         return values if self.tasks is None else values | self.tasks.validate(self.engine)
 
     def _bits_per_byte(self, corpus: Corpus) -> float:
@@ -199,8 +203,8 @@ class Session:
                 save_adapter(folder, learned, lora, str(self.recipe.model_from))
             if tasks is not None:
                 save_tasks(folder, tasks, of_tasks)
-            if isinstance(self.engine.plain, Preferences):
-                save_reference(folder / FOLDER, self.engine.plain.reference)
+            if self.compared is not None:
+                save_reference(folder / FOLDER, self.compared.reference)
             self.group.save(folder / FOLDER)
 
         try:
@@ -221,13 +225,20 @@ class Session:
     def _described(self) -> str:
         return self.data.described if self.tasks is None else f"{self.data.described}, {self.tasks.described}"
 
+    @property
+    def _validated(self) -> str:
+        """In words; nothing where nothing is, but tasks."""
+        what = [] if self.validation is None else [plural(len(self.validation.tokens), "token")]
+        what += [] if self.compared is None else self.compared.described
+        return f"validation on {' and '.join(what)}" if what else ""
+
     def _reached(self) -> str:
         return f"step {self.state.step:,} of {self.recipe.num_steps:,}"
 
     def _look_back(self, status: str, tell: Callable[[str], object] = lambda _: None) -> None:
         """The summary and its pictures; training does not depend on them."""
         begin = time.monotonic()
-        held_out = "" if self.validation is None else f"; validation on {plural(len(self.validation.tokens), 'token')}"
+        held_out = f"; {self._validated}" if self._validated else ""
         about = About(
             self.recipe, self.engine.model.config, self.engine.processes, status, self._described + held_out,
             self.data.longest,
@@ -257,16 +268,17 @@ def prepare(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | No
         if recipe.tasks:
             longest = min(data.steps.lengths)
             tasks = prepare_tasks(recipe, model, start.tokenizer, start.tasks, longest)
-        if recipe.data.validation_paths:
-            validation = load_corpus(recipe.data.validation_paths, start.tokenizer, run.data / "validation")
+        texts, of_pairs = validation_files(recipe)
+        if texts:
+            validation = load_corpus(texts, start.tokenizer, run.data / "validation")
+        held_out = held_out_pairs(recipe, of_pairs, run.data / "held-out", start.tokenizer, data.longest)
     engine = build_engine(recipe, model, processes)
     if start.tensors is not None:
         engine.restore(start.tensors)
-    if data.pairs is not None:
-        set_reference(engine, data.pairs, start, recipe.batch_size)
+    compared = None if data.pairs is None else compare(engine, data.pairs, held_out, start)
     state = replace(start.state, data_key=data.key)
     group = Group() if recipe.diloco is None else Replica(recipe, recipe.diloco, engine, state, start.shared, warn)
-    return Session(recipe, run, engine, start.tokenizer, state, data, validation, tasks, group)
+    return Session(recipe, run, engine, start.tokenizer, state, data, validation, tasks, compared, group)
 
 
 def _data(recipe: Recipe, run: RunDirectory, start: Start, stream: Stream | None) -> TrainingData:

@@ -12,7 +12,7 @@ from torch import Tensor
 from andromeda.checkpoint import load_checkpoint, load_config, resolve, tokenizer_path
 from andromeda.commands.output import binary_bytes, count, say, warn
 from andromeda.commands.tasks import check_teachers, read_tasks
-from andromeda.commands.training_data import within_build
+from andromeda.commands.training_data import validation_files, within_build
 from andromeda.config import AndromedaConfig
 from andromeda.data.pairs import check_pairs
 from andromeda.data.stream import Stream
@@ -27,7 +27,7 @@ from andromeda.training.lora import adapt, check_base, load_adapter
 from andromeda.training.nebula.keep import KeptTasks, load_tasks
 from andromeda.training.new_tokens import with_new_tokens, with_room
 from andromeda.training.optimizer import check_optimizer
-from andromeda.training.preference import load_reference
+from andromeda.training.preference import Reference, load_reference
 from andromeda.training.processes import Processes
 from andromeda.training.recipe import Recipe, check_vocabulary
 from andromeda.training.run import RunDirectory
@@ -48,7 +48,8 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
     if recipe.precision == "fp8":
         check_fp8()
     read_tasks(recipe)
-    check_paths([*recipe.data.train_paths, *recipe.data.validation_paths])
+    validation, held_out = validation_files(recipe)
+    check_paths([*recipe.data.train_paths, *validation])
     config = starting_config(recipe, stream=stream)
     recipe.sequence_length(config, longest(stream))
     tokenizer = _given_tokenizer(recipe, stream)
@@ -64,7 +65,9 @@ def check_start(recipe: Recipe, stream: Stream | None) -> None:
         within_build(recipe, stream, TrainingState())
     if recipe.data.pairs:
         check_pairs(recipe.data.pairs_paths)
-    for paths in (recipe.data.train_paths, recipe.data.validation_paths):
+    if held_out:
+        check_pairs(held_out, whole=True)
+    for paths in (recipe.data.train_paths, validation):
         if paths:
             check_text(paths)
 
@@ -116,7 +119,7 @@ class Start:
 
     Attributes:
         tensors: of the optimizer that goes on; None: a new one.
-        reference: log-probabilities of pairs, of a run that trains on such.
+        reference: of a run that trains on pairs; None: there is none, or it is yet to be measured.
         adapter: weights of the one that goes on, which `model` has merged; None: there is none, or a new one.
         tasks: heads and balance that go on; None: new ones.
         shared: what this group has in common with others; None: nothing yet.
@@ -126,7 +129,7 @@ class Start:
     tokenizer: Tokenizer
     state: TrainingState
     tensors: dict[str, Tensor] | None = None
-    reference: Tensor | None = None
+    reference: Reference | None = None
     adapter: dict[str, Tensor] | None = None
     tasks: KeptTasks | None = None
     shared: Shared | None = None

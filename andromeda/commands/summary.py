@@ -117,6 +117,11 @@ def _results(lines: Sequence[Line]) -> dict[str, str]:
         at = f"{final['validation_bits_per_byte']:.4f} bits per byte at step {final['step']:,}"
         lowest = f"{best['validation_bits_per_byte']:.4f} at step {best['step']:,}"
         found["validation"] = f"{at}; lowest {lowest}"
+    if compared := [line for line in lines if "validation_loss" in line]:
+        final, best = compared[-1], min(compared, key=lambda line: line["validation_loss"])
+        right = f"{final['validation_reward_accuracy']:.1%} right, mean margin {final['validation_reward_margin']:.3f}"
+        lowest = f"lowest loss {best['validation_loss']:.4f} at step {best['step']:,}"
+        found["held-out pairs"] = f"loss {final['validation_loss']:.4f}, {right} at step {final['step']:,}; {lowest}"
     text = f" ({last['train_bits_per_byte']:.4f} bits per byte)" if "train_bits_per_byte" in last else ""
     found["training loss"] = f"{last['loss']:.4f}{text}, the mean since the line before"
     found |= {f"task {name}": figures for name, figures in describe_tasks(last).items()}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from andromeda.checkpoint import run_checkpoints
 from andromeda.commands.output import count, plural, warn
-from andromeda.data.pairs import PairSequences, load_pairs
+from andromeda.data.pairs import PairSequences, load_pairs, split_files
+from andromeda.data.store import Store
 from andromeda.data.stream import Stream
 from andromeda.data.text import Corpus
 from andromeda.data.windows import Batch, TokenWindows
@@ -70,14 +71,33 @@ def pairs_data(recipe: Recipe, folder: Path, tokenizer: Tokenizer, seq_len: int,
             f"{recipe.output}: data.pairs={recipe.data.pairs!r} is not what this run began with, and what it is "
             "measured against belongs to that; put it back, or choose another output"
         )
+    pairs = _sequences(store, recipe, tokenizer, seq_len)
+    described = f"{plural(len(pairs.fitting), 'pair')} in {plural(len(pairs), 'sequence')} of twice {seq_len:,}"
+    steps = Steps((ENDLESS,), (2 * seq_len,), recipe.batch_size, recipe.accumulate)
+    bytes_per_token = facts["num_bytes"] / facts["num_tokens"]
+    return TrainingData(key, steps, pairs.batch, bytes_per_token, described, len(pairs) * steps.longest, pairs)
+
+
+def validation_files(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Files of text, and, where pairs are trained on, files of pairs. Raises AndromedaError what `split_files` does."""
+    paths = recipe.data.validation_paths
+    return split_files(paths) if recipe.data.pairs else (paths, [])
+
+
+def held_out_pairs(
+    recipe: Recipe, paths: list[str], folder: Path, tokenizer: Tokenizer, seq_len: int
+) -> PairSequences | None:
+    """Those that validate; None: there are none. Args: folder: where their tokens are kept."""
+    return _sequences(load_pairs(paths, tokenizer, folder), recipe, tokenizer, seq_len) if paths else None
+
+
+def _sequences(store: Store, recipe: Recipe, tokenizer: Tokenizer, seq_len: int) -> PairSequences:
+    """Says how many pairs do not fit. Raises AndromedaError where none does."""
     pairs = PairSequences(store, seq_len, seed=recipe.seed, end_of_text=tokenizer.eos_id)
     if count := len(pairs.too_long):
         first = store.where(2 * int(pairs.too_long[0]))
         warn(f"{plural(count, 'pair')} of {pairs.num_pairs:,}, first {first}: longer than seq_len={seq_len}, left out")
-    described = f"{plural(pairs.num_pairs - count, 'pair')} in {plural(len(pairs), 'sequence')} of twice {seq_len:,}"
-    steps = Steps((ENDLESS,), (2 * seq_len,), recipe.batch_size, recipe.accumulate)
-    bytes_per_token = facts["num_bytes"] / facts["num_tokens"]
-    return TrainingData(key, steps, pairs.batch, bytes_per_token, described, len(pairs) * steps.longest, pairs)
+    return pairs
 
 
 def no_text(recipe: Recipe, seq_len: int) -> TrainingData:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from andromeda.model import IGNORED
 from andromeda.tokenizer import Tokenizer
 
 KINDS = (".jsonl", ".parquet")
+KEYS = {"prompt", "chosen", "rejected"}
 FORMAT_VERSION = 1
 PADDING = -1  # the document number of what fills up a sequence
 
@@ -58,14 +59,35 @@ class Pair:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def check_pairs(paths: Sequence[str | Path]) -> None:
-    """Before any work: the files are there, and the first pair can be read.
+def check_pairs(paths: Sequence[str | Path], whole: bool = False) -> None:
+    """Before any work: the files are there, and the first pair, or all of them, can be read.
 
     Raises:
         AndromedaError: what `read_pairs` raises so far, or there is no pair.
     """
-    if next(read_pairs(paths), None) is None:
+    if sum(1 for _ in islice(read_pairs(paths), None if whole else 1)) == 0:
         raise AndromedaError(f"{', '.join(map(str, paths))}: no pair; name files that hold some")
+
+
+def split_files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files of text, and files of pairs: .parquet, or .jsonl that begins with a record of one.
+
+    Raises:
+        AndromedaError: a file whose first record cannot be read.
+    """
+    texts: list[str] = []
+    pairs: list[str] = []
+    for name in paths:
+        (pairs if _holds_pairs(Path(name)) else texts).append(name)
+    return texts, pairs
+
+
+def _holds_pairs(path: Path) -> bool:
+    kind = files.kind(path)
+    if kind != ".jsonl" or not path.is_file():
+        return kind == ".parquet"
+    first = next(raw_records(path, str(path), None), None)
+    return first is not None and not KEYS.isdisjoint(first.record())
 
 
 def read_pairs(paths: Sequence[str | Path]) -> Iterator[Pair]:
@@ -198,7 +220,7 @@ class PairSequences:
         seed: of the order.
 
     Attributes:
-        too_long: pairs that are left out.
+        fitting: pairs that are there. too_long: those that are left out.
 
     Raises:
         AndromedaError: no pair fits.
@@ -207,13 +229,13 @@ class PairSequences:
     def __init__(self, store: Store, seq_len: int, *, seed: int, end_of_text: int) -> None:
         self.store, self.seq_len, self.seed, self.end_of_text = store, seq_len, seed, end_of_text
         lengths = store.lengths.reshape(-1, 2).max(1)
-        self._fitting, self.too_long = (np.flatnonzero(fits) for fits in (lengths <= seq_len, lengths > seq_len))
-        if len(self._fitting) == 0:
+        self.fitting, self.too_long = (np.flatnonzero(fits) for fits in (lengths <= seq_len, lengths > seq_len))
+        if len(self.fitting) == 0:
             raise AndromedaError(
                 f"{store.where(0)}: an answer of this pair has {lengths[0]:,} tokens, with its prompt, and none "
                 f"fits into seq_len={seq_len}; raise seq_len"
             )
-        self._packing = pack(lengths[self._fitting], seq_len)
+        self._packing = pack(lengths[self.fitting], seq_len)
 
     def __len__(self) -> int:
         """Double sequences an epoch."""
@@ -238,7 +260,7 @@ class PairSequences:
         shape = (len(places), 2 * self.seq_len)
         ids, targets, documents = (np.full(shape, x) for x in (self.end_of_text, IGNORED, PADDING))
         for row, place in enumerate(places):
-            pairs = self._fitting[self._packing.pieces(place)[0]]
+            pairs = self.fitting[self._packing.pieces(place)[0]]
             for half in range(2):
                 begin = half * self.seq_len
                 for document in (2 * pairs + half).tolist():

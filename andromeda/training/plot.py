@@ -26,16 +26,17 @@ def can_draw() -> bool:
 
 
 def plot_losses(lines: Sequence[Line], path: Path, title: str) -> None:
-    """Training and validation, in bits per byte over tokens (of pairs the loss alone)."""
+    """Training and validation, in bits per byte over tokens; of pairs their losses."""
     figure = _figure(7, 4.5)
     axes = figure.subplots()
     lines = [line for line in lines if "loss" in line]  # the others say what was left out
-    validated = [line for line in lines if "validation_bits_per_byte" in line]
     is_text = all("train_bits_per_byte" in line for line in lines)
+    key = "validation_bits_per_byte" if is_text else "validation_loss"
+    validated = [line for line in lines if key in line]
     train = [line["train_bits_per_byte" if is_text else "loss"] for line in lines]
     axes.plot([line["tokens"] for line in lines], train, color=PALE, linewidth=0.8, label="training")
-    if validated and is_text:
-        values = [line["validation_bits_per_byte"] for line in validated]
+    if validated:
+        values = [line[key] for line in validated]
         label = f"validation ({values[-1]:.3f} at the end)"
         axes.plot([line["tokens"] for line in validated], values, "o-", color=RED, markersize=4, label=label)
     if lines:  # without the fall of the first steps, in which nothing could be seen

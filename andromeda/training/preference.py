@@ -7,6 +7,7 @@ every checkpoint: 16 bytes a pair. So training holds one model, and goes on exac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from andromeda.tensorfile import load_tensors, save_tensors
 from andromeda.training.nebula.losses import Pair, Preference
 from andromeda.training.objective import Batch, NextToken
 
-FILE, LOG_PROBABILITIES = "reference.safetensors", "log_probabilities"
+FILE, LOG_PROBABILITIES, HELD_OUT = "reference.safetensors", "log_probabilities", "held_out"
 
 
 class Preferences(NextToken):
@@ -106,11 +107,45 @@ def reference_log_probabilities(
     return reference
 
 
-def save_reference(folder: Path, reference: Tensor) -> None:
+def held_out_figures(loss: Preference, learned: Tensor, reference: Tensor) -> dict[str, float]:
+    """Means over pairs, for a line of metrics.
+
+    Args:
+        learned, reference: (P, 2) log-probabilities of chosen and rejected answers.
+    """
+    mine, theirs = (Pair(x[:, 0], x[:, 1]) for x in (learned, reference))
+    margins = loss.beta * loss.margins(mine, theirs)
+    return {
+        "validation_loss": loss(mine, theirs).mean().item(),
+        "validation_reward_margin": margins.mean().item(),
+        "validation_reward_accuracy": (margins > 0).double().mean().item(),
+    }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model that training began with makes of pairs: (pairs, 2) float64, as of `Preferences`.
+
+    Attributes:
+        trained_on, held_out: of which pairs; None: no pairs are held out.
+        held_out_key: fingerprint of these.
+    """
+
+    trained_on: Tensor
+    held_out: Tensor | None = None
+    held_out_key: str = ""
+
+
+def save_reference(folder: Path, reference: Reference) -> None:
     """Into the training state of a checkpoint that is being made."""
-    save_tensors(folder / FILE, {LOG_PROBABILITIES: reference})
+    held_out = {} if reference.held_out is None else {HELD_OUT: reference.held_out}
+    key = dict.fromkeys(held_out, reference.held_out_key)
+    save_tensors(folder / FILE, {LOG_PROBABILITIES: reference.trained_on, **held_out}, key)
 
 
-def load_reference(folder: Path) -> Tensor | None:
+def load_reference(folder: Path) -> Reference | None:
     """Of a checkpoint's training state; None: it has none. Raises AndromedaError where it is damaged."""
-    return load_tensors(folder / FILE)[0][LOG_PROBABILITIES] if (folder / FILE).exists() else None
+    if not (folder / FILE).exists():
+        return None
+    tensors, texts = load_tensors(folder / FILE)
+    return Reference(tensors[LOG_PROBABILITIES], tensors.get(HELD_OUT), texts.get(HELD_OUT, ""))

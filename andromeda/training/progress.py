@@ -58,7 +58,7 @@ class _Bar:
         self._validation = values.get("validation_bits_per_byte", self._validation)
         self._bar.update(self._task, description=", ".join(describe(values, self._validation)))
         if validated:
-            self._bar.console.print(f"step {values['step']}/{self._steps}: {', '.join(describe(values)[:2])}")
+            self._bar.console.print(f"step {values['step']}/{self._steps}: {', '.join(describe(values)[:-2])}")
 
 
 class _Lines:
@@ -84,11 +84,13 @@ def describe(values: dict[str, Any], validation: float | None = None) -> list[st
     """A line of metrics in words: the loss, the validation (this line's or the last), and the speed."""
     validation = values.get("validation_bits_per_byte", validation)
     achieved, possible = values["flops_per_second"], values["possible_flops_per_second"]
+    held_out = "held-out pairs {validation_loss:.3f}, {validation_reward_accuracy:.0%} right"
     unit, size = next((unit, size) for unit, size in (("T", 1e12), ("G", 1e9)) if possible >= size or unit == "G")
     return [
         f"loss {values['loss']:.3f}",
         *([f"margin {values['reward_margin']:.3f}"] if "reward_margin" in values else []),
         *([] if validation is None else [f"validation {validation:.3f} bits/byte"]),
+        *([held_out.format(**values)] if "validation_loss" in values else []),
         *(f"{name}: {figures}" for name, figures in describe_tasks(values).items()),
         f"{values['tokens_per_second']:,.0f} tokens/s",
         f"{achieved / size:,.0f} of {possible / size:,.0f} {unit}FLOP/s",

@@ -49,7 +49,7 @@ class DataRecipe:
     train: list[str] | str = field(default_factory=list)
     build: str | None = None  # its directory, in place of `train`; it brings tokenizer, sequences and their order
     pairs: list[str] | str = field(default_factory=list)  # in place of `train`: `prompt`, `chosen`, `rejected` (DPO)
-    validation: list[str] | str = field(default_factory=list)
+    validation: list[str] | str = field(default_factory=list)  # text; beside `pairs` also pairs that are held out
     packed_documents: bool = True  # documents that share a sequence do not see each other
 
     @property

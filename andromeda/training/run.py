@@ -95,11 +95,10 @@ class RunDirectory:
 
     def best(self) -> Path | None:
         """The checkpoint whose step had the lowest validation; None: none was validated."""
-        validated = {
-            line["step"]: line["validation_bits_per_byte"]
-            for line in read_metrics(self.metrics)
-            if "validation_bits_per_byte" in line
-        }
+        lines = read_metrics(self.metrics)
+        keys = ("validation_loss", "validation_bits_per_byte")  # of pairs that are held out; else of text
+        key = next((key for key in keys if any(key in line for line in lines)), None)
+        validated = {line["step"]: line[key] for line in lines if key in line}
         kept = [step for step in validated if self.checkpoint(step) in self.checkpoints()]
         return self.checkpoint(min(kept, key=validated.__getitem__)) if kept else None
 

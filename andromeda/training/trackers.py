@@ -153,6 +153,7 @@ def scalars(line: Line) -> dict[str, float]:
 GROUPS = {
     "loss": "loss/nats", "train_bits_per_byte": "loss/train_bits_per_byte",
     "validation_bits_per_byte": "loss/validation_bits_per_byte",
+    "validation_loss": "loss/validation_nats",
     "tokens_per_second": "speed/tokens_per_second", "flops_per_second": "speed/flops_per_second",
     "possible_flops_per_second": "speed/possible_flops_per_second", "seconds": "speed/seconds",
     "peak_host_bytes": "memory/peak_host_bytes", "peak_device_bytes": "memory/peak_device_bytes",

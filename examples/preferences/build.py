@@ -1,4 +1,4 @@
-"""Writes train.jsonl: calls that fit a request beside answers that do not, made up by the task `tool_calls`.
+"""Writes pairs: a call that fits a request beside an answer that does not, made up by the task `tool_calls`.
 
 python examples/preferences/build.py
 """
@@ -12,18 +12,18 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from andromeda.data.synthetic import Chat, make_task, sample
+from andromeda.data.synthetic import Chat, Split, make_task, sample
 
-FILE = Path(__file__).with_name("train.jsonl")
-PAIRS, SEED = 240, 1  # recipes/data/sft.yaml has the samples of seed 0
+FILES: dict[str, tuple[Split, int]] = {"train.jsonl": ("train", 240), "held-out.jsonl": ("test", 40)}  # and how many
+SEED = 1  # recipes/data/sft.yaml has the samples of seed 0
 LONGEST = 2000  # characters, so that either answer fits into 1,024 tokens of a small vocabulary
 REFUSAL = "None of the functions that I have can do that."
 
 
-def pairs() -> Iterator[dict[str, Any]]:
+def pairs(split: Split) -> Iterator[dict[str, Any]]:
     task = make_task("tool_calls", tools=[1, 2], cases=["one", "none"])
     for number in count():
-        drawn = sample(task, "train", SEED, number).body
+        drawn = sample(task, split, SEED, number).body
         assert isinstance(drawn, Chat)
         *prompt, chosen = drawn.messages
         rejected = spoilt(chosen, drawn.tools, random.Random(number))
@@ -65,4 +65,6 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    FILE.write_text("".join(json.dumps(pair) + "\n" for pair in islice(pairs(), PAIRS)), encoding="utf-8")
+    for name, (split, number) in FILES.items():
+        lines = "".join(json.dumps(pair) + "\n" for pair in islice(pairs(split), number))
+        Path(__file__).with_name(name).write_text(lines, encoding="utf-8")

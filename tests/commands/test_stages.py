@@ -31,7 +31,7 @@ from tests.commands.runs import VERSE, assert_same_run, at_step, refused, write_
 pytestmark = pytest.mark.usefixtures("quick")
 DPO = """
 model: {from: FOLDER/base}
-data: {pairs: FOLDER/pairs.jsonl, validation: FOLDER/validation.txt}
+data: {pairs: FOLDER/pairs.jsonl, validation: [FOLDER/validation.txt, FOLDER/held-out.jsonl]}
 output: FOLDER/dpo
 steps: 6
 batch_size: 1
@@ -55,7 +55,7 @@ log_every: 2
 validate_every: 3
 save_every: 2
 """
-LINES = [line for line in VERSE.splitlines() if 8 < len(line) < 40][:24]
+LINES = [line for line in VERSE.splitlines() if 8 < len(line) < 40][:36]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = write_recipe(folder)
     train(str(recipe), [f"output={folder / 'base'}", "model.max_seq_len=64", "validate_every=12", "save_every=12"])
     pairs = [{"prompt": line[:4], "chosen": line[4:], "rejected": line[:3:-1]} for line in LINES]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    lines = [json.dumps(pair) + "\n" for pair in pairs]
+    (folder / "pairs.jsonl").write_text("".join(lines[:24]), encoding="utf-8")
+    (folder / "held-out.jsonl").write_text("".join(lines[24:]), encoding="utf-8")
     return folder
 
 
@@ -104,6 +106,10 @@ def test_preferences_are_learned_and_go_on_exactly_without_their_origin(
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-4) and lines[0]["reward_margin"] == 0.0
     assert lines[-1]["loss"] < 0.65 and lines[-1]["reward_margin"] > 0.05 and lines[-1]["reward_accuracy"] > 0.8
     assert lines[-1]["validation_bits_per_byte"] > 0 and "train_bits_per_byte" not in lines[-1]
+    validated = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in validated] == [3, 6]
+    assert validated[1]["validation_loss"] < validated[0]["validation_loss"] < 0.6931
+    assert validated[1]["validation_reward_margin"] > 0.05 and validated[1]["validation_reward_accuracy"] > 0.8
     interrupted(recipe, monkeypatch, 3)
     shutil.rmtree(folder / "base")
     train(str(recipe), [])
@@ -120,10 +126,26 @@ def test_other_pairs_are_refused_once_the_reference_is_measured(folder: Path, mo
         train(str(recipe), ["steps=3"])
 
 
+def test_other_pairs_are_not_held_out_once_the_reference_is_measured(folder: Path) -> None:
+    recipe, held_out = write(folder, DPO), folder / "held-out.jsonl"
+    train(str(recipe), ["steps=2"])
+    held_out.write_text("".join(held_out.read_text(encoding="utf-8").splitlines(keepends=True)[1:]))
+    with pytest.raises(AndromedaError, match=r"the pairs of data\.validation=.* are not what this run began with"):
+        train(str(recipe), ["steps=3"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["model={preset: nano}"], r"data\.pairs=.* needs model\.from"),
+        (["data.validation=none.jsonl"], r"none\.jsonl: no such file"),
+        (["data.validation=none.parquet"], r"none\.parquet: no such file"),
+        (["data.validation=FOLDER/torn.jsonl"], r"torn\.jsonl:13: has no `rejected` \(there are: prompt, chosen\)"),
+        (["data.validation=FOLDER/empty.jsonl"], r"empty\.jsonl: no text; name files that hold some"),
+        (
+            ["data.pairs=[]", "data.train=FOLDER/train.jsonl", "data.validation=FOLDER/held-out.jsonl"],
+            r"held-out\.jsonl:1: has no `text`",
+        ),
         (["model={from: none}"], r"none: no such directory"),
         (["data.pairs=none.jsonl"], r"none\.jsonl: no such file"),
         (["data.pairs=FOLDER/train.jsonl"], r"train\.jsonl:1: has no `chosen` \(there are: text\), so it is no pair"),
@@ -141,6 +163,8 @@ def test_other_pairs_are_refused_once_the_reference_is_measured(folder: Path, mo
 def test_mistakes_leave_nothing_behind(folder: Path, overrides: list[str], message: str) -> None:
     recipe = write(folder, DPO)
     Tokenizer.train([VERSE], 290).save(folder / "other")
+    (folder / "empty.jsonl").touch()
+    (folder / "torn.jsonl").write_text((folder / "held-out.jsonl").read_text() + '{"prompt": "a", "chosen": "b"}\n')
     with refused(folder, message):
         train(str(recipe), [override.replace("FOLDER", str(folder)) for override in overrides])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from andromeda.data.pairs import PADDING, PairSequences, check_pairs, encode_pair, load_pairs, read_pairs
+from andromeda.data.pairs import PADDING, PairSequences, check_pairs, encode_pair, load_pairs, read_pairs, split_files
 from andromeda.errors import AndromedaError
 from andromeda.model import IGNORED
 from andromeda.tokenizer import Tokenizer
@@ -178,9 +178,25 @@ def test_answers_in_which_the_assistant_says_nothing(tmp_path: Path, tokenizer: 
         load_pairs([path], tokenizer, tmp_path / "store")
 
 
-def test_the_example_is_what_its_script_makes() -> None:
+def test_the_examples_are_what_their_script_makes() -> None:
     folder = Path(__file__).parents[2] / "examples" / "preferences"
-    made = runpy.run_path(str(folder / "build.py"))["pairs"]()
-    lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.dumps(pair) for pair in islice(made, 240)] == lines
-    assert len(list(read_pairs([folder / "train.jsonl"]))) == 240
+    script = runpy.run_path(str(folder / "build.py"))
+    for name, (split, number) in script["FILES"].items():
+        path = folder / name
+        made = [json.dumps(pair) for pair in islice(script["pairs"](split), number)]
+        assert made == path.read_text(encoding="utf-8").splitlines()
+        assert len(list(read_pairs([path]))) == number
+
+
+def test_files_are_told_apart_by_their_first_record(tmp_path: Path) -> None:
+    records = {"text": {"text": "a"}, "pair": {"prompt": "a", "chosen": "b", "rejected": "c"}, "half": {"chosen": "b"}}
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in (*records, "none")}
+    for name, record in records.items():
+        Path(paths[name]).write_text(json.dumps(record) + "\n")
+    others = ["a.txt", "b.md.xz", "c.parquet"]
+    assert split_files([*paths.values(), *others]) == (
+        [paths["text"], paths["none"], "a.txt", "b.md.xz"], [paths["pair"], paths["half"], "c.parquet"],
+    )  # fmt: skip
+    Path(paths["text"]).write_text("{")
+    with pytest.raises(AndromedaError, match=r"text\.jsonl:1"):
+        split_files([paths["text"]])

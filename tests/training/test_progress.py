@@ -51,3 +51,9 @@ def test_a_terminal_has_a_bar_and_keeps_the_validations() -> None:
     assert "30/30" in text and "61 of 140 GFLOP/s" in text
     assert "step 20/30: loss 3.142, validation 2.345 bits/byte" in text
     assert "loss 3.142, validation 2.345 bits/byte, 12,346 tokens/s" in text.splitlines()[-2]
+
+
+def test_pairs_that_are_held_out() -> None:
+    values = line(10, reward_margin=0.25, validation_loss=0.51234, validation_reward_accuracy=0.875)
+    assert describe(values)[1:3] == ["margin 0.250", "held-out pairs 0.512, 88% right"]
+    assert "step 10/30: loss 3.142, margin 0.250, held-out pairs 0.512, 88% right\n" in show([values], terminal=True)

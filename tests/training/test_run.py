@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,6 +186,20 @@ def test_the_newest_whole_checkpoint_counts(make: MakeRecipe) -> None:
         add_checkpoint(run, 100, "cut short")
         assert run.load_newest(load, warnings.append) == "step-00000010"
         assert "step-00000100.2.damaged" in warnings[2]
+
+
+def test_the_best_is_that_of_the_pairs_that_are_held_out(make: MakeRecipe) -> None:
+    with open_run(make()) as run:
+        assert run.best() is None
+        lines = [{"step": 5 * n, "validation_bits_per_byte": 2 + n / 10} for n in (1, 2, 3)]
+        for line in lines:
+            add_checkpoint(run, int(line["step"]))
+        run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        assert run.best() == run.checkpoint(5)
+        for line, loss in zip(lines, (0.6, 0.5, 0.7), strict=True):
+            line["validation_loss"] = loss
+        run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        assert run.best() == run.checkpoint(10)
 
 
 def test_if_none_is_whole_nothing_is_touched(make: MakeRecipe) -> None:
