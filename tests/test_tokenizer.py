@@ -334,7 +334,7 @@ def test_a_hole_in_the_ids_has_no_token_and_no_text() -> None:
 
 
 def test_an_added_token_that_cannot_be_kept_from_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_renamed", lambda spec, names: {**spec, "added_tokens": []})
+    monkeypatch.setattr(control, "renamed", lambda spec, names: {**spec, "added_tokens": []})
     with pytest.raises(AndromedaError, match="added token 0 cannot be told from ordinary text"):
         Tokenizer(unigram().to_str())
 

@@ -42,7 +42,7 @@ class PlainEncoder:
         secret = secrets.token_hex(16)
         self.names = {name: f"{secret}{number:06x}" for number, name in enumerate(control)}
         self.start_name, self.end_name = f"{secret}start", f"{secret}end"
-        self.encoder = tokenizers.Tokenizer.from_str(json.dumps(_renamed(spec, self.names), ensure_ascii=False))
+        self.encoder = tokenizers.Tokenizer.from_str(json.dumps(renamed(spec, self.names), ensure_ascii=False))
         borders = [AddedToken(name, normalized=False, special=True) for name in (self.start_name, self.end_name)]
         self.encoder.add_special_tokens(borders)
         self.start_id, self.end_id = (self.encoder.token_to_id(name) for name in (self.start_name, self.end_name))
@@ -52,7 +52,7 @@ class PlainEncoder:
                 raise AndromedaError(f"{source}: added token {token_id} cannot be told from ordinary text")
 
 
-def _renamed(spec: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def renamed(spec: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """A tokenizer.json in which some added tokens have other names, in the model's vocabulary as well."""
     model = dict(spec["model"])
     if isinstance(model["vocab"], dict):

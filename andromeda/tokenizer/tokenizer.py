@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 
 from andromeda.chat import GENERATION_END, GENERATION_START, ChatTemplate, Guard, Message, Tool, default_chat_template
 from andromeda.errors import AndromedaError
-from andromeda.tokenizer.control import PlainEncoder, control_tokens
+from andromeda.tokenizer.control import PlainEncoder, control_tokens, renamed
 from andromeda.tokenizer.extension import extends, with_tokens
 from andromeda.tokenizer.files import KNOWN_TOKENS, named_tokens, parsed, read_files, write_files
 from andromeda.tokenizer.pieces import PieceEncoder, cuts_as_ours
@@ -165,6 +165,21 @@ class Tokenizer:
         """Ids that end what a model writes: the end of text, and what the chat template puts after a reply."""
         ends = (self._special.get(self.named_tokens.get("eos_token", "")), self._end_of_turn_id())
         return tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that no text becomes: of control tokens, those among them that decoding shows too (`<tool_call>`)."""
+        return frozenset([*self._special.values(), *self._visible.values()])
+
+    def plain_json(self) -> str:
+        """A tokenizer.json with the same ids, for libraries that would find control tokens in a text.
+
+        All of them are special there, under names that nobody can guess.
+        """
+        spec = renamed(json.loads(self._canonical), self._plain.names)
+        for token in spec["added_tokens"]:
+            token["special"] = token["id"] in self.control_ids
+        return json.dumps(spec, ensure_ascii=False)
 
     def token_to_id(self, token: str) -> int | None:
         return self._full.token_to_id(token)
