@@ -6,7 +6,6 @@ Paths in a recipe are those of the command line: relative to the current directo
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +18,11 @@ import yaml
 
 from andromeda.config import AndromedaConfig, preset
 from andromeda.errors import AndromedaError
-from andromeda.training import continued
 from andromeda.training.lora_recipe import LoraRecipe
 from andromeda.training.nebula.nebula import Balancing
-from andromeda.training.nebula.recipe import OF_TEXT, Pooling, TaskKind, TaskRecipe, check_tasks
+from andromeda.training.nebula.recipe import OF_TEXT, Pooling, TaskKind, TaskRecipe
+from andromeda.training.recipe_checks import check_recipe, require
+from andromeda.training.recipe_files import Files, Names, listed
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
@@ -43,26 +43,19 @@ NUM_TOKENS_MULTIPLE = 64  # a vocabulary of this multiple keeps the logits' matr
 
 
 @dataclass(frozen=True)
-class DataRecipe:
-    """Text files (.txt, .md, .jsonl, each also .gz, .xz or .zst), or a build of `andromeda data build` to train on."""
+class DataRecipe(Files):
+    """Text files (.txt, .md, .jsonl, each also .gz, .xz or .zst), or a build of `andromeda data build` to train on.
 
-    train: list[str] | str = field(default_factory=list)
+    Beside `pairs` files of `validation` may be pairs, too.
+    """
+
     build: str | None = None  # its directory, in place of `train`; it brings tokenizer, sequences and their order
-    pairs: list[str] | str = field(default_factory=list)  # in place of `train`: `prompt`, `chosen`, `rejected` (DPO)
-    validation: list[str] | str = field(default_factory=list)  # text; beside `pairs` also pairs that are held out
+    pairs: Names = field(default_factory=list)  # in place of `train`: `prompt`, `chosen`, `rejected` (DPO)
     packed_documents: bool = True  # documents that share a sequence do not see each other
 
     @property
-    def train_paths(self) -> list[str]:
-        return [self.train] if isinstance(self.train, str) else self.train
-
-    @property
     def pairs_paths(self) -> list[str]:
-        return [self.pairs] if isinstance(self.pairs, str) else self.pairs
-
-    @property
-    def validation_paths(self) -> list[str]:
-        return [self.validation] if isinstance(self.validation, str) else self.validation
+        return listed(self.pairs)
 
 
 @dataclass(frozen=True)
@@ -139,150 +132,7 @@ class Recipe:
     failed_save: FailedSave = "stop"  # go_on: of a full disk, say, it is told, and training goes on
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "accumulate", "context_parallel", "keep_last")
-        for name in (*counts, "log_every", "validate_every", "save_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")
-        _require(self.seq_len is None or self.seq_len >= 2, "seq_len", self.seq_len, "must be at least 2")
-        for name in ("learning_rate", "weight_decay"):
-            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
-        for name in ("warmup_steps", "weight_decay"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "must lie between 0 and 2^63 - 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        _require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "must lie in (0, 1]")
-        _require(0 <= self.final_ratio <= 1, "final_ratio", self.final_ratio, "must lie in [0, 1]")
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "must lie in [0, 1)")
-        _require(
-            self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive; null for none"
-        )
-        _require(self.patience > 0, "patience", self.patience, "must be positive")
-        _require(self.spike is None or self.spike > 1, "spike", self.spike, "must be more than 1; null for none")
-        _require(
-            self.precision != "fp8" or self.lora is None,
-            "precision", self.precision, "is for whole weights, not for the thin ones of lora; take bfloat16",
-        )  # fmt: skip
-        if self.context_parallel > 1:
-            self._check_context()
-        self._check_engine()
-        if self.diloco is not None:
-            self._check_diloco(self.diloco)
-        if self.data.build is not None:
-            self._check_build()
-        if self.data.pairs:
-            self._check_pairs()
-        what = "is for data.pairs; leave it out"
-        _require(self.dpo_beta is None or bool(self.data.pairs), "dpo_beta", self.dpo_beta, what)
-        if self.reads_text and not (self.data.build or self.data.pairs or self.data.train_paths):
-            _require(False, "data.train", self.data.train, "must name at least one file, or data.build a build")
-        _require(all(self.data.train_paths), "data.train", self.data.train, "is empty; name text files")
-        _require(
-            all(self.data.validation_paths), "data.validation", self.data.validation,
-            "is empty; name text files, or [] for no validation",
-        )  # fmt: skip
-        _require(
-            self.tokenizer.path is None or self.tokenizer.vocab_size is None,
-            "tokenizer.vocab_size", self.tokenizer.vocab_size, "is for a new tokenizer; leave it out or tokenizer.path",
-        )  # fmt: skip
-        _require(
-            "from" not in self.model or "preset" not in self.model,
-            "model.preset", self.model.get("preset"), "cannot change the model of model.from; leave one out",
-        )  # fmt: skip
-        for name in ("from", "preset"):
-            value = self.model.get(name, "")
-            _require(isinstance(value, str), f"model.{name}", value, "must be a name")
-        if self.lora is not None:
-            self.lora.check()
-            if self.model_from is None:
-                raise AndromedaError("recipe: lora needs model.from, a model to adapt")
-        if self.model_from is not None:
-            self._check_from()
-        self._check_tasks()
-
-    def _check_from(self) -> None:
-        for key, value in self.model_keys.items():
-            what = f"cannot change the model of model.from; of that, only {', '.join(continued.KEYS)} can"
-            _require(key in continued.KEYS, f"model.{key}", value, what)
-        _require(
-            self.tokenizer.vocab_size is None, "tokenizer.vocab_size", self.tokenizer.vocab_size,
-            "is for a new tokenizer, and the model of model.from has its own; leave it out",
-        )  # fmt: skip
-
-    def _check_context(self) -> None:
-        key, value = "context_parallel", self.context_parallel
-        _require(not self.data.pairs, key, value, "does not go with data.pairs yet: an answer's tokens stay together")
-        _require(not self.tasks, key, value, "does not go with tasks yet, whose heads see whole texts; leave one out")
-        _require(not self.compile, key, value, "does not go with compile yet; leave one out")
-
-    def _check_engine(self) -> None:
-        _require(
-            self.engine != "fsdp" or self.optimizer != "adamw8bit",
-            "optimizer", self.optimizer, "cannot be gathered from engine='fsdp' yet; take adamw, or engine='ddp'",
-        )  # fmt: skip
-        _require(
-            self.engine != "zero3" or self.optimizer == "adamw",
-            "optimizer", self.optimizer, "is not exact with engine='zero3', which holds parts of matrices; take adamw",
-        )  # fmt: skip
-        if self.engine == "zero3":
-            what = "does not go with engine='zero3', where a weight that a batch leaves out keeps an old gradient"
-            _require(not self.tasks, "tasks", list(self.tasks), what)
-            # Of DeepSpeed's own loss scale, and where modules that it watches are taken apart: not tried.
-            _require(
-                self.precision in ("float32", "bfloat16"),
-                "precision", self.precision, "does not go with engine='zero3'; take bfloat16",
-            )  # fmt: skip
-            _require(not self.compile, "compile", True, "does not go with engine='zero3'; take another, or false")
-            what = "does not go with engine='zero3' yet; take another"
-            _require(self.context_parallel == 1, "context_parallel", self.context_parallel, what)
-        _require(
-            self.engine == "zero3" or self.offload == "none",
-            "offload", self.offload, f"is for engine='zero3', not {self.engine!r}; change one of them",
-        )  # fmt: skip
-        _require(
-            (self.nvme_path is not None) == (self.offload == "nvme"),
-            "nvme_path", self.nvme_path, "goes with offload='nvme', and names a directory; give both or none",
-        )  # fmt: skip
-
-    def _check_diloco(self, diloco: DiLoCoRecipe) -> None:
-        _require(diloco.every >= 1, "diloco.every", diloco.every, "must be at least 1")
-        _require(
-            self.data.build is None, "data.build", self.data.build, "is the same for all groups of diloco; name texts"
-        )
-        alone = self.lora is None and not self.tasks and self.engine != "zero3" and self.context_parallel == 1
-        _require(alone, "diloco", diloco.lighthouse, "does not go with lora, tasks, zero3 or context_parallel yet")
-
-    def _check_build(self) -> None:
-        _require(bool(self.data.build), "data.build", self.data.build, "is empty; name the directory of a build")
-        _require(not self.data.train, "data.train", self.data.train, "cannot be read beside data.build; leave one out")
-        _require(self.data.packed_documents, "data.packed_documents", False, "is for data.train; drop it")
-        _require(self.seq_len is None, "seq_len", self.seq_len, "is for data.train; a build has lengths of its own")
-        for name, value in asdict(self.tokenizer).items():
-            _require(value is None, f"tokenizer.{name}", value, "is for data.train; a build has its tokenizer")
-
-    def _check_pairs(self) -> None:
-        _require(all(self.data.pairs_paths), "data.pairs", self.data.pairs, "is empty; name files of pairs")
-        for name in ("train", "build"):
-            value = getattr(self.data, name)
-            _require(not value, f"data.{name}", value, "cannot be read beside data.pairs; leave one out")
-        _require(self.data.packed_documents, "data.packed_documents", False, "is for data.train; drop it")
-        _require(self.dpo_beta is None or self.dpo_beta > 0, "dpo_beta", self.dpo_beta, "must be positive")
-        what = "needs model.from, the model whose answers they are about"
-        _require(self.model_from is not None, "data.pairs", self.data.pairs, what)
-
-    def _check_tasks(self) -> None:
-        check_tasks(self.tasks, self.balance)
-        _require(not (self.tasks and self.data.pairs), "data.pairs", self.data.pairs, "cannot be read beside `tasks`")
-        if not self.reads_text:
-            _require(
-                self.data.build is None,
-                "data.build",
-                self.data.build,
-                "needs a task of kind language_model or distillation",
-            )
-            _require(
-                bool(self.data.train_paths or self.tokenizer.path or self.model_from), "data.train", self.data.train,
-                "must name text to train a tokenizer on, or tokenizer.path or model.from one that exists",
-            )  # fmt: skip
+        check_recipe(self)
 
     @property
     def reads_text(self) -> bool:
@@ -307,7 +157,7 @@ class Recipe:
         """The recipe on a build of so many steps. Raises AndromedaError where it asks for more."""
         if self.steps is not None:
             what = f"is more than the {most:,} that {self.data.build} has for this batch_size; leave it out for all"
-            _require(self.steps <= most, "steps", self.steps, what)
+            require(self.steps <= most, "steps", self.steps, what)
         return replace(self, steps=most if self.steps is None else self.steps)
 
     @property
@@ -348,12 +198,12 @@ class Recipe:
         most = config.max_seq_len
         if longest is not None:
             what = f"has sequences of {longest:,} tokens, more than the model's max_seq_len={most}; raise that"
-            _require(longest <= most, "data.build", self.data.build, what)
+            require(longest <= most, "data.build", self.data.build, what)
             return longest
         if self.seq_len is None:
             return most
         what = f"is more than the model's max_seq_len={most}; raise that too"
-        _require(self.seq_len <= most, "seq_len", self.seq_len, what)
+        require(self.seq_len <= most, "seq_len", self.seq_len, what)
         return self.seq_len
 
     def to_yaml(self) -> str:
@@ -370,11 +220,6 @@ def check_vocabulary(config: AndromedaConfig, vocab_size: int) -> None:
             f"recipe: the tokenizer has {vocab_size:,} tokens, more than the model's num_tokens={config.num_tokens:,}; "
             "raise model.num_tokens or leave it out, or take a smaller tokenizer"
         )
-
-
-def _require(holds: bool, key: str, value: object, what: str) -> None:
-    if not holds:
-        raise AndromedaError(f"recipe: {key}={value!r} {what}")
 
 
 # ---- reading -------------------------------------------------------------------------------------

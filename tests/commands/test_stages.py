@@ -282,7 +282,8 @@ def test_a_model_goes_on_at_another_length(folder: Path) -> None:
     recipe = write(folder, DPO)
     longer = "{from: FOLDER/base, max_seq_len: 128, position_interpolation: 2.0, rotary_base: 20000.0}"
     model = f"model={longer.replace('FOLDER', str(folder))}"
-    keys = [model, "data.pairs=[]", f"data.train={folder / 'train.jsonl'}", "steps=1"]
+    texts = f"data.train={folder / 'train.jsonl'}", f"data.validation={folder / 'validation.txt'}"
+    keys = [model, "data.pairs=[]", *texts, "steps=1"]
     train(str(recipe), keys)
     before, after = (load_checkpoint(next((folder / run / "checkpoints").iterdir())) for run in ("base", "dpo"))
     assert (after.config.max_seq_len, after.config.rotary_base) == (128, 20000.0)
@@ -382,7 +383,7 @@ def test_the_model_of_an_adapter_must_be_the_same(folder: Path) -> None:
         (["lora.ranks=4"], r"no key 'lora\.ranks' in a recipe; did you mean 'lora\.rank'\?"),
         (["lora.rank=many"], r"lora\.rank: must be a whole number; got 'many'"),
         (["lora=3"], r"lora: must be keys with values or null; got '3'"),
-        (["model={preset: nano}"], r"recipe: lora needs model\.from"),
+        (["model={preset: nano}"], r"recipe: lora\.rank=4 needs model\.from"),
     ],
 )
 def test_adapters_that_make_no_sense(folder: Path, overrides: list[str], message: str) -> None:

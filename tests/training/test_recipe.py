@@ -180,6 +180,22 @@ def test_what_zero3_does_not_go_with(path: Path, override: str, message: str) ->
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine=zero3"], r"engine='zero3' does not go with diloco yet; leave one out"),
+        (["context_parallel=2"], r"context_parallel=2 does not go with diloco yet"),
+        (["tasks={text: {}}"], r"tasks=\['text'\] does not go with diloco yet"),
+        (["model={from: runs/a}", "lora={rank: 3}"], r"lora\.rank=3 does not go with diloco yet"),
+        (["data={build: build/a}"], r"data\.build='build/a' is the same for all groups of diloco; name texts"),
+    ],
+)
+def test_what_diloco_does_not_go_with(path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(AndromedaError, match=message) as raised:
+        read_recipe(path, ["diloco={lighthouse: a}", *overrides])
+    assert "\n" not in str(raised.value)
+
+
 BUILD = "model: {preset: nano, dim: 64}\ndata: {build: build/small, validation: c.txt}\n"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from andromeda.errors import AndromedaError
 from andromeda.training.nebula.nebula import Balancing
+from andromeda.training.recipe_files import Files
 
 TaskKind = Literal["language_model", "distillation", "classification", "multi_label", "regression"]
 Pooling = Literal["last", "mean"]
@@ -29,13 +30,14 @@ KINDS_OF_KEYS: dict[str, tuple[TaskKind, ...]] = {
 
 
 @dataclass(frozen=True)
-class TaskRecipe:
-    """One of a recipe's `tasks`. A language model and a distillation learn from `data`, all others from examples."""
+class TaskRecipe(Files):
+    """One of a recipe's `tasks`. A language model and a distillation learn from `data`, all others from examples.
+
+    Examples lie in .jsonl or .parquet, a record each.
+    """
 
     kind: TaskKind | None = None  # found from teacher or targets, where these can only mean one; else language_model
     weight: float = 1.0  # of its loss; the balance multiplies it
-    train: list[str] | str = field(default_factory=list)  # .jsonl or .parquet, an example a record
-    validation: list[str] | str = field(default_factory=list)
     input: str = "text"  # the field that is read, or words with {fields}
     target: str = "label"  # the field to be told: text or true/false (a class), texts (labels), or a number
     labels: list[str] | None = None  # in their order; those of the examples, sorted
@@ -47,14 +49,6 @@ class TaskRecipe:
     teacher: str | None = None  # a model directory or a run, whose distribution of each next token is learned
     temperature: float = 1.0  # of both distributions
     reverse: bool = False  # KL(student || teacher), which keeps to the teacher's likeliest; else the other way round
-
-    @property
-    def train_paths(self) -> list[str]:
-        return [self.train] if isinstance(self.train, str) else self.train
-
-    @property
-    def validation_paths(self) -> list[str]:
-        return [self.validation] if isinstance(self.validation, str) else self.validation
 
     @property
     def stated_kind(self) -> TaskKind | None:
