@@ -340,10 +340,12 @@ class Andromeda(nn.Module):
         documents: Tensor | None = None,
         context: Context | None = None,
         ragged: Ragged | None = None,
+        blocks: Sequence[Callable[[Tensor, Pass], Tensor]] | None = None,
     ) -> Tensor:
         """Output of the last block, normalised: (B, T, dim). Arguments as in `forward`.
 
-        With `ragged`, ids are (1, T), of many texts, and known to be in range; it goes with nothing else.
+        With `ragged`, ids are (1, T), of many texts, and known to be in range; it goes with nothing else. `blocks` take
+        the place of the model's own.
         """
         if ragged is None:
             self._check_ids(ids)
@@ -359,7 +361,7 @@ class Andromeda(nn.Module):
         if self.config.use_abs_pos_emb:
             x = x + self._position_embeddings(held, tokens, starts, context, ragged)
         step = self._pass(tokens, held, starts, cache, x.device, context, ragged)
-        for block in self.blocks:
+        for block in self.blocks if blocks is None else blocks:
             x = block(x, step)
         if cache is not None:
             cache.advance(tokens)

@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from andromeda.cache import next_shift_state, shift_tokens
 from andromeda.inference.engine.pages import Pages
-from andromeda.kernels import Geometry, attention
-from andromeda.kernels.paged import decode_reference as paged_attention
+from andromeda.kernels import Geometry, PageLayout, attention, paged_attention
 from andromeda.model import Certificate
 
 
@@ -27,16 +25,15 @@ class Single:
 
     Attributes:
         tokens: which of the T are theirs.
-        table: (rows, pages) int32. lengths: (rows,) int32, tokens of each text, the new one included.
+        layout: of their pages and of the lengths of their texts, the new token included.
     """
 
     tokens: slice
-    table: Tensor
-    lengths: Tensor
+    layout: PageLayout
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
         """q (T, H, D) and the pages of a block -> (tokens, H, D)."""
-        return paged_attention(q[self.tokens, None], keys, values, self.table, self.lengths, geometry)[:, 0]
+        return _paged(q[self.tokens, None], keys, values, self.layout, geometry)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,10 @@ class Few:
 
     tokens: Tensor
     places: Tensor
-    table: Tensor
-    lengths: Tensor
+    layout: PageLayout
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
-        out = paged_attention(q[self.tokens], keys, values, self.table, self.lengths, geometry)
-        return out.flatten(0, 1)[self.places]
+        return _paged(q[self.tokens], keys, values, self.layout, geometry).flatten(0, 1)[self.places]
 
 
 @dataclass(frozen=True)
@@ -120,24 +115,21 @@ class Batch:
     def shift(self, block: int, slot: int, x: Tensor) -> Tensor:
         assert self.pages.shifts is not None and self.before is not None
         states = self.pages.shifts[block, slot]  # (num_pages, s, dim)
-        amount, before = states.shape[1], states[self.before]
+        amount, before = states.shape[1], states.index_select(0, self.before)
+        width = x.shape[-1] // (amount + 1)
         if self.by_index is None:
             assert self.ends is not None
-            x = x.transpose(0, 1)  # (R, 1, dim)
-            states.index_copy_(0, self.ends, next_shift_state(x, amount, before))
-            return shift_tokens(x, amount, before).transpose(0, 1)
-        return self._shift_by_index(self.by_index, torch.cat([before.flatten(0, 1), x[0]]), x, states)
-
-    def _shift_by_index(self, by_index: Shift, known: Tensor, x: Tensor, states: Tensor) -> Tensor:
-        states.index_copy_(0, by_index.pages, known[by_index.states])
-        if by_index.kept is not None:
-            self._kept.append(known[by_index.kept])
-        width = x.shape[-1] // (len(by_index.delayed) + 1)
-        parts = [x[..., :width]]
-        for i, source in enumerate(by_index.delayed, 1):
-            parts.append(known[:, i * width : (i + 1) * width][source][None])
-        parts.append(x[..., (len(by_index.delayed) + 1) * width :])
-        return torch.cat(parts, dim=-1)
+            new = x[0, :, None]  # (R, 1, dim)
+            states.index_copy_(0, self.ends, torch.cat([before[:, 1:], new], dim=1) if amount > 1 else new)
+            delayed = [before[None, :, amount - i, i * width : (i + 1) * width] for i in range(1, amount + 1)]
+        else:
+            known = torch.cat([before.flatten(0, 1), x[0]])
+            states.index_copy_(0, self.by_index.pages, known[self.by_index.states])
+            if self.by_index.kept is not None:
+                self._kept.append(known[self.by_index.kept])
+            sources = enumerate(self.by_index.delayed, 1)
+            delayed = [known[:, i * width : (i + 1) * width][source][None] for i, source in sources]
+        return torch.cat([x[..., :width], *delayed, x[..., (amount + 1) * width :]], dim=-1)
 
     def keep(self, states: Tensor, pages: Tensor) -> None:
         """States of rows whose end was not known: (n, s) where in what is kept, and (n,) pages to which they belong."""
@@ -145,3 +137,7 @@ class Batch:
         assert shifts is not None
         kept = torch.stack(self._kept)[:, states]  # (depth * slots, n, s, dim)
         shifts[:, :, pages] = kept.view(*shifts.shape[:2], *kept.shape[1:])
+
+
+def _paged(q: Tensor, keys: Tensor, values: Tensor, layout: PageLayout, geometry: Geometry) -> Tensor:
+    return paged_attention(q, keys, values, layout.page_table, layout.given, geometry, layout=layout)

@@ -70,6 +70,8 @@ class Engine:
         num_pages: of the cache, in place of memory_bytes.
         speculate: tokens that may be drafted for a text in a step; 0: none. Texts are the same.
         prefix_cache: keep what was read for prompts that begin alike.
+        static: whether steps in which each text is written by one token run over tensors that stay where they are;
+            None: where that makes CUDA graphs of them.
 
     Raises:
         AndromedaError: an argument out of range, or no memory for a cache.
@@ -86,6 +88,7 @@ class Engine:
         num_pages: int | None = None,
         speculate: int | None = None,
         prefix_cache: bool = True,
+        static: bool | None = None,
     ) -> None:
         config, weight = model.config, model.output_weight
         self.model, self.vocab_size = model, vocab_size or config.num_tokens
@@ -107,7 +110,8 @@ class Engine:
         self._pool = PagePool(num_pages, prefix_cache)
         draft = self._draft if speculate else None
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, 2 * max_running), draft)
-        self._runner = Runner(model, Pages(config, num_pages, weight.dtype, weight.device), max_running)
+        pages = Pages(config, num_pages, weight.dtype, weight.device)
+        self._runner = Runner(model, pages, max_running, self.max_tokens - 1, static)
         self._masks = Masks(self.vocab_size)
         self._open: dict[int, _Open] = {}
         self._of_text: dict[Text, _Open] = {}

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from andromeda.inference.engine.batch import Batch, Few, Part, Shift, Single
 from andromeda.inference.engine.blocks import PAGE
+from andromeda.inference.engine.packed import pack
 from andromeda.inference.engine.pages import Pages
 from andromeda.inference.engine.scheduler import Row, Text
-from andromeda.kernels.paged import MAX_NEW
+from andromeda.inference.engine.static import StaticSteps
+from andromeda.kernels import Geometry, PageLayout, choose_backend
+from andromeda.kernels.paged import MAX_NEW, MAX_UNITS
 from andromeda.model import Andromeda, Certificate
+from andromeda.positions import rotary
 
 FIRST_WIDTH = 16  # pages of a text that the page table has room for at first
 
@@ -27,14 +31,24 @@ class Runner:
 
     Args:
         max_running: slots of texts.
+        longest: tokens that a text may have.
+        static: whether steps of one token a text run over tensors that stay where they are; None: as CUDA graphs, where
+            the decode kernel runs.
     """
 
-    def __init__(self, model: Andromeda, pages: Pages, max_running: int) -> None:
+    def __init__(
+        self, model: Andromeda, pages: Pages, max_running: int, longest: int, static: bool | None = None
+    ) -> None:
         self.model, self.pages, self.max_running = model, pages, max_running
         self.device = model.output_weight.device
+        self._blocks = pack(model)
         self._certificates: dict[int, Certificate] = {}
         self._table = np.zeros((max_running, FIRST_WIDTH), np.int32)  # the pages of the text at each slot
         self._entered: list[tuple[list[int], int]] = [([], 0)] * max_running  # whose, and how many of them
+        graphs = can_record(model, max_running)
+        self._static = None
+        if graphs if static is None else static:
+            self._static = StaticSteps(self._forward, pages, max_running, longest, graphs)
 
     def lay_out(self, rows: Sequence[Row]) -> Step:
         """Where everything is in a step; the texts' slots and pages are then as they are now."""
@@ -43,10 +57,19 @@ class Runner:
     @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Reads a step's rows: logits (n, num_tokens) of the tokens that ask for the next one, in the order of rows."""
-        batch = step.batch = self._batch(step)
-        hidden = self.model.hidden(self._on_device(step.ids)[None], ragged=batch)[0]
+        if step.shifts and step.fresh.any():
+            self.pages.clear_shifts(self._on_device(step.before[step.fresh]))
+        if self._static is not None and step.only_singles:
+            return self._static.run(step.slots, step.numbers())
+        step.batch = self._batch(step)
         asking = step.asking()
-        return self.model.logits(hidden if asking is None else hidden[self._on_device(asking)])
+        wanted = None if asking is None else self._on_device(asking)
+        return self._forward(self._on_device(step.ids), step.batch, wanted)
+
+    def _forward(self, ids: Tensor, batch: Batch, wanted: Tensor | None = None) -> Tensor:
+        """ids (T,) -> logits (T, num_tokens), or those of the tokens wanted, (n,)."""
+        hidden = self.model.hidden(ids[None], ragged=batch, blocks=self._blocks)[0]
+        return self.model.logits(hidden if wanted is None else hidden[wanted])
 
     @torch.inference_mode()
     def keep(self, step: Step, taken: Sequence[int]) -> None:
@@ -73,6 +96,8 @@ class Runner:
                 grown[:, : self._table.shape[1]] = self._table
                 self._table = grown
             self._table[slot, known : len(pages)] = pages[known:]
+            if self._static is not None:
+                self._static.enter(slot, known, pages[known:])
             self._entered[slot] = pages, len(pages)
         return self._table
 
@@ -84,15 +109,11 @@ class Runner:
         width = -(-int(lengths.max()) // PAGE)
         tables = step.table[:, :width]
         if singles:
-            parts.append(
-                Single(slice(0, singles), device(tables[:singles]), device(lengths[:singles].astype(np.int32)))
-            )
+            parts.append(Single(slice(0, singles), self._layout(tables[:singles], lengths[:singles])))
         if few:
             tokens, places = step.few_tokens()
             rows = slice(singles, singles + few)
-            parts.append(
-                Few(device(tokens), device(places), device(tables[rows]), device(lengths[rows].astype(np.int32)))
-            )
+            parts.append(Few(device(tokens), device(places), self._layout(tables[rows], lengths[rows])))
         for row in range(singles + few, len(step.rows)):
             first, length = int(step.firsts[row]), int(lengths[row])
             pages = step.table[row, : -(-length // PAGE)].astype(np.int64)
@@ -101,8 +122,6 @@ class Runner:
             self.pages, device(step.positions), int(lengths.max()), self._certificates, device(step.cells), parts, None
         )
         if self.pages.shifts is not None:
-            if step.fresh.any():
-                self.pages.clear_shifts(device(step.before[step.fresh]))
             batch.before = device(step.before)
             if step.only_singles:
                 batch.ends = device(step.ends)
@@ -121,9 +140,20 @@ class Runner:
             device(step.kept(amount)) if step.drafted else None,
         )
 
+    def _layout(self, table: NDArray[np.int32], lengths: NDArray[np.int64]) -> PageLayout:
+        return PageLayout(self._on_device(table), lengths.tolist(), PAGE)
+
     def _on_device(self, x: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(x))
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def can_record(model: Andromeda, rows: int) -> bool:
+    """Whether steps of so many rows can be CUDA graphs: where the decode kernel runs, without the host."""
+    weight, config = model.output_weight, model.config
+    geometry = Geometry(rotary=rotary(config))
+    backend = choose_backend(weight.device, weight.dtype, config.dim_head, 1, geometry, flash=True, step=True)
+    return backend == "decode" and 2 * rows * config.kv_heads <= MAX_UNITS
 
 
 class Step:
@@ -132,6 +162,7 @@ class Step:
     Rows are in this order: those of one token; of a few, with drafts and then without; parts of prompts.
 
     Attributes:
+        slots: (R,) of the rows' texts.
         starts, counts: (R,) a row's first position, and its tokens. firsts: which of the T its first token is.
         ids, positions, cells, pages: (T,) cells are places in the cache, counted in tokens of all pages.
         table: (R, width) pages of each row's text.
@@ -145,13 +176,15 @@ class Step:
         self.batch: Batch | None = None
         self.starts = np.array([row.start for row in self.rows], np.int64)
         self.counts = np.array([row.count for row in self.rows], np.int64)
-        self.table = table[[row.text.slot for row in self.rows]]
+        self.slots = np.array([row.text.slot for row in self.rows], np.int64)
+        self.table = table[self.slots]
         kinds = [_kind(row) for row in self.rows]
         self.singles, self.drafted = kinds.count(0), kinds.count(1)
         self.few = self.drafted + kinds.count(2)
         self.only_singles = self.singles == len(rows)
         self.ids = np.array([token for row in self.rows for token in _tokens(row)], np.int64)
         self._lay_flat()
+        self.shifts = shifts
         if shifts:
             before = np.maximum(self.starts - 1, 0) // PAGE
             self.fresh = self.starts == 0
@@ -168,6 +201,11 @@ class Step:
             self.positions = np.arange(len(self.ids)) - (self.firsts - self.starts)[self.row_of]
         self.pages = self.table[self.row_of, self.positions // PAGE].astype(np.int64)
         self.cells = self.pages * PAGE + self.positions % PAGE
+
+    def numbers(self) -> dict[str, NDArray[np.int64]]:
+        """Of rows of one token each, as `StaticSteps` takes them."""
+        numbers = {"ids": self.ids, "positions": self.positions, "cells": self.cells, "lengths": self.starts + 1}
+        return numbers | ({"before": self.before, "ends": self.ends} if self.shifts else {})
 
     def asking(self) -> NDArray[np.int64] | None:
         """(n,) tokens that ask for the next one, in the order of rows; None: all do."""

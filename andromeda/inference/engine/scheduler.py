@@ -8,6 +8,7 @@ So texts that run arrived before all that wait, and the first always moves on.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class Scheduler:
         self.running: list[Text] = []
         self.preemptions = 0
         self._draft = draft
-        self._slots = list(range(max_running - 1, -1, -1))
+        self._slots = list(range(max_running))  # a heap: the lowest are taken, so that few rows hold all
         self._coming: dict[bytes, Text] = {}  # full pages of prompts that running texts have yet to read
 
     def add(self, text: Text) -> None:
@@ -164,7 +165,7 @@ class Scheduler:
             return False
         for known in text.hashes[len(shared) :]:
             self._coming.setdefault(known, text)
-        text.pages, text.computed, text.slot = shared, len(shared) * PAGE, self._slots.pop()
+        text.pages, text.computed, text.slot = shared, len(shared) * PAGE, heapq.heappop(self._slots)
         self._grow(text, len(text.ids))
         if text.cached_tokens is None:
             text.cached_tokens = text.computed
@@ -190,7 +191,7 @@ class Scheduler:
 
     def _give_back(self, text: Text) -> None:
         self.pool.release(text.pages)
-        self._slots.append(text.slot)
+        heapq.heappush(self._slots, text.slot)
         text.pages, text.drafts = [], []
         for known in text.hashes:
             if self._coming.get(known) is text:

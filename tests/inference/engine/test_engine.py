@@ -91,6 +91,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "no speculation": {"speculate": 0},
     "no prefix cache": {"prefix_cache": False},
     "small steps": {"step_tokens": 12},
+    "static tensors, no speculation": {"static": True, "speculate": 0},
+    "static tensors, preemption": {"static": True, "num_pages": 7, "max_running": 5},
     "preemption": {"num_pages": 7},
     "preemption, small steps, no speculation": {"num_pages": 7, "step_tokens": 12, "speculate": 0},
 }
@@ -141,7 +143,7 @@ def test_every_model_writes_what_it_writes_alone(name):
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return Case.random(build(parallel_blocks=False, shift_tokens=2), 7, 14, 150)
+    return Case.random(build(shift_tokens=2), 7, 12, 150)
 
 
 @pytest.mark.parametrize("way", WAYS)
