@@ -17,7 +17,8 @@ from andromeda.training.processes import Processes, check_teams
 from andromeda.training.recipe import DataRecipe, Recipe
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
-from tests.training.test_engines import CPU, assert_close, folders, run, tensors
+from tests.training.kept import CPU
+from tests.training.test_engines import assert_close, folders, run, tensors
 from tests.training.test_heads import text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,21 @@ from torch import Tensor
 
 from andromeda.config import AndromedaConfig
 from andromeda.model import Andromeda
-from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.tensorfile import load_tensors
 from andromeda.training.engines import build_engine
 from andromeda.training.loop import Loop, Outside
 from andromeda.training.metrics import training_flops_per_token
 from andromeda.training.objective import total_nats
-from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
+from tests.training.kept import keep, kept, processes_of
 from tests.training.test_loop import METER, sequences
 
 MUON = 2e-3  # tolerance: PyTorch's orthogonalises in bfloat16, so that a rounding may move a weight by so much
-CPU = torch.device("cpu")
 KEYS: dict[str, Any] = {
     "steps": 6, "batch_size": 2, "accumulate": 3, "warmup_steps": 2, "learning_rate": 0.01, "log_every": 1,
     "clip_norm": 0.5, "validate_every": 1,
@@ -42,13 +41,6 @@ def named(engine: str) -> dict[str, Any]:
     """The recipe's keys of an engine and of where it keeps things."""
     name, _, offload = engine.partition(" ")
     return {"engine": name, **({"offload": offload} if offload else {})}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    pool = Ranks(2, tmp_path_factory.mktemp("ranks"))
-    yield pool
-    pool.close()
 
 
 def run(
@@ -65,18 +57,14 @@ def run(
     In the poisoned steps the last process' loss is no number. Returns the lines of metrics, and the operations of a
     token as this process reckons them.
     """  # fmt: skip
-    processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
-    processes = processes.in_teams(keys.get("context_parallel", 1))
+    processes = processes_of(group).in_teams(keys.get("context_parallel", 1))
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **{**KEYS, **keys})
     torch.manual_seed(0)
     model = Andromeda(config)
-    weights, tensors = Path(folder) / "weights", Path(folder) / "optimizer"
     state = TrainingState()
     if goes_on:
-        model.load_state_dict(load_tensors(weights)[0])
-        held = load_tensors(tensors)[0]
-        step, sequence, *_ = held.pop("random/counts").tolist()
-        state = TrainingState(step=step, sequence=sequence)
+        weights, held, state = kept(Path(folder))
+        model.load_state_dict(weights)
     engine = build_engine(recipe, model, processes)
     if goes_on:
         engine.restore(held)
@@ -85,16 +73,16 @@ def run(
     def save(state: TrainingState) -> None:
         mine, theirs = engine.weights(), engine.optimizer_tensors()
         if processes.first:
-            save_tensors(weights, dict(mine))
-            save_tensors(tensors, {**theirs, "random/counts": torch.tensor([state.step, state.sequence])})
+            keep(Path(folder), mine, theirs, state)
 
     def poison(module: Any, inputs: Any, output: Tensor) -> Tensor:
         poisons = state.step in poisoned and processes.rank == processes.ranks - 1 and torch.is_grad_enabled()
         return output * torch.nan if poisons else output
 
     def go_back() -> bool:
-        engine.take(load_tensors(weights)[0])
-        engine.restore({name: x for name, x in load_tensors(tensors)[0].items() if name != "random/counts"})
+        weights, held, _ = kept(Path(folder))
+        engine.take(weights)
+        engine.restore(held)
         return True
 
     def validate() -> dict[str, float]:
@@ -215,7 +203,7 @@ def test_steps_are_left_out_and_taken_back_as_by_one_process(engine: str, ranks:
 
 def held(group: Any, engine: str) -> tuple[int, int]:
     """Numbers of weights that a process holds, and that all learn."""
-    processes = Processes(group.rank(), group.size(), CPU, group)
+    processes = processes_of(group)
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, engine=engine)  # type: ignore[arg-type]
     built = build_engine(recipe, Andromeda(TINY), processes)
     kept = "ds_tensor" if engine == "zero3" else "_local_tensor"
@@ -234,7 +222,7 @@ def test_weights_are_shared_out(engine: str, ranks: Ranks) -> None:
 
 def asked_to_stop(group: Any) -> int:
     """The second process alone is asked to, after its second step."""
-    processes = Processes(group.rank(), group.size(), CPU, group)
+    processes = processes_of(group)
     recipe = Recipe(data=DataRecipe(train="a.txt"), model={"preset": "nano"}, **KEYS)
     state = TrainingState()
     nothing: Any = lambda *_: None  # noqa: E731

@@ -16,17 +16,16 @@ from andromeda.training.engines import build_engine
 from andromeda.training.loop import Loop, Outside
 from andromeda.training.lora import adapt, check_base, load_adapter, merged, save_adapter
 from andromeda.training.lora_recipe import LoraRecipe
-from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
+from tests.training.kept import processes_of
 from tests.training.test_loop import METER, sequences
 
 pytest.importorskip("peft")
-CPU = torch.device("cpu")
 LORA = LoraRecipe(rank=3, alpha=5, targets=["to_qkv", "down"])
 
 
@@ -110,7 +109,7 @@ def test_a_base_is_known_by_the_weights_that_no_adapter_changes(model: Andromeda
 
 def run(group: Any, engine: str, folder: str) -> list[dict[str, Any]]:
     """Trains the adapter of the tiny model; its tensors are left in the folder."""
-    processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    processes = processes_of(group)
     keys: dict[str, Any] = {"steps": 4, "batch_size": 2, "accumulate": 3, "learning_rate": 0.01, "warmup_steps": 1}
     data = DataRecipe(train="a.txt")
     recipe = Recipe(data=data, model={"from": "a"}, lora=LORA, engine=engine, log_every=1, **keys)  # type: ignore[arg-type]

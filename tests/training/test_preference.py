@@ -30,15 +30,14 @@ from andromeda.training.preference import (
     reference_log_probabilities,
     save_reference,
 )
-from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
+from tests.training.kept import CPU, processes_of
 
-CPU = torch.device("cpu")
 BETA, SEQ_LEN = 0.5, 40
 KEYS: dict[str, Any] = {
     "steps": 4, "batch_size": 1, "accumulate": 3, "warmup_steps": 1, "learning_rate": 0.01, "log_every": 1,
@@ -161,7 +160,7 @@ def test_a_reference_is_kept(tmp_path: Path) -> None:
 
 def run(group: Any, engine: str, folder: str) -> list[dict[str, Any]]:
     """Measures the reference and trains; the lines of metrics."""
-    processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    processes = processes_of(group)
     data = DataRecipe(pairs="pairs.jsonl")
     recipe = Recipe(data=data, model={"from": "runs/a"}, engine=engine, **KEYS)  # type: ignore[arg-type]
     with processes.first_alone():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from andromeda.model import Andromeda
-from andromeda.tensorfile import load_tensors, save_tensors
+from andromeda.tensorfile import load_tensors
 from andromeda.training.engines import build_engine
 from andromeda.training.loop import Outside
 from andromeda.training.metrics import TIMINGS
@@ -19,32 +18,24 @@ from andromeda.training.nebula.keep import load_tasks, restore_tasks, save_tasks
 from andromeda.training.nebula.loop import MultitaskLoop, Source
 from andromeda.training.nebula.objective import attached
 from andromeda.training.nebula.recipe import TaskRecipe
-from andromeda.training.processes import Processes
 from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
+from tests.training.kept import keep, kept, processes_of
 from tests.training.test_loop import METER, sequences
 from tests.training.test_tasks import RECIPES, SIZES, examples, with_tasks
 
-CPU = torch.device("cpu")
 ALL = {**RECIPES, "told": TaskRecipe(teacher="t")}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    pool = Ranks(2, tmp_path_factory.mktemp("ranks"))
-    yield pool
-    pool.close()
 
 
 def run(
     group: Any, engine_name: Any, balance: Any, until: int, folder: str, goes_on: bool, text: bool = True
 ) -> list[dict[str, Any]]:
     """Trains to a step, from what the folder has if it goes on, and leaves it there."""
-    processes = Processes(0, 1, CPU) if group is None else Processes(group.rank(), group.size(), CPU, group)
+    processes = processes_of(group)
     recipes = ALL if text else {name: ALL[name] for name in SIZES}
     recipe = Recipe(
         data=DataRecipe(train="a.txt"), model={"preset": "nano"}, tasks=recipes, balance=balance, engine=engine_name,
@@ -55,10 +46,9 @@ def run(
     tasks = attached(model)
     assert tasks is not None
     if goes_on:
-        model.load_state_dict(load_tensors(place / "weights")[0], strict=False)
+        weights, held, state = kept(place)
+        model.load_state_dict(weights, strict=False)
         restore_tasks(tasks, load_tasks(place))
-        held = load_tensors(place / "optimizer")[0]
-        state.step, state.sequence, state.tokens = held.pop("random/counts").tolist()
     engine = build_engine(recipe, model, processes)
     if goes_on:
         engine.restore(held)
@@ -70,9 +60,7 @@ def run(
             weights, of_tasks = split(mine)
             (place / "training").mkdir(exist_ok=True)
             save_tasks(place, tasks, of_tasks)
-            save_tensors(place / "weights", weights)
-            counts = torch.tensor([state.step, state.sequence, state.tokens])
-            save_tensors(place / "optimizer", {**theirs, "random/counts": counts})
+            keep(place, weights, theirs, state)
 
     lines: list[dict[str, Any]] = []
     outside = Outside(sequences, None, save, lines.append, lambda: state.step == until, lambda: False, lambda _: None)
