@@ -26,6 +26,7 @@ from andromeda.commands.chat import chat
 from andromeda.commands.evaluate import evaluate
 from andromeda.commands.generate import generate
 from andromeda.commands.info import info
+from andromeda.commands.serve import serve
 from andromeda.commands.train import train
 from andromeda.errors import AndromedaError
 
@@ -44,7 +45,8 @@ class Group:
 BENCH = Group("Measures speed and memory beside ceilings and peers.", "SUBJECT", bench.SUBJECTS)
 DATA = Group("Builds what training reads from text, and shows what a build holds.", "VERB", data.SUBJECTS)
 VERBS: dict[str, Verb | Group] = {
-    "data": DATA, "train": train, "generate": generate, "chat": chat, "info": info, "eval": evaluate, "bench": BENCH,
+    "data": DATA, "train": train, "generate": generate, "chat": chat, "serve": serve, "info": info, "eval": evaluate,
+    "bench": BENCH,
 }  # fmt: skip
 
 CHOSEN = "verb and its parser"  # no parameter has such a name

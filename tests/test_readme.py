@@ -30,6 +30,7 @@ QUICKER = {
     "andromeda train": "steps=2 save_every=2",
     "andromeda generate": "--max-new-tokens=4",
     "andromeda chat": "--max-new-tokens=4",
+    "andromeda serve": "--help",
     "python benchmarks/": "--help",
     "torchrun": "steps=2 save_every=2",
 }

@@ -208,7 +208,8 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         ranked, order = logits.sort(dim=-1, descending=True, stable=True)
         p = ranked.softmax(-1)
-        beyond = p.cumsum(-1) - p >= sampling.top_p  # what is more probable suffices; never so for the first
+        beyond = p.cumsum(-1) - p >= sampling.top_p  # what is more probable suffices
+        beyond[:, 0] = False  # though float32 may take top_p for 0
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter_(1, order, beyond), -torch.inf)
     if sampling.min_p > 0:
         logits = logits.masked_fill(logits < math.log(sampling.min_p), -torch.inf)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from andromeda.chat import Message
+from andromeda.chat import Message, Tool
 from andromeda.errors import AndromedaError
 from andromeda.inference.generate import Context, generate
 from andromeda.inference.sampling import Sampling
@@ -60,12 +60,10 @@ class TextStream(Iterator[str]):
         cached_tokens: int = 0,
     ) -> None:
         self._tokens, self._prompt_tokens, self._cached_tokens = tokens, prompt_tokens, cached_tokens
-        self._decoder, self._stops = tokenizer.stream_decoder(), StopStrings(stop)
-        self._stop_ids = tokenizer.stop_ids
+        self._spelling = Spelling(tokenizer, stop)
         self._shown: list[str] = []
         self._ids: list[int] = []
         self._seconds: list[float] = []
-        self._finish_reason: FinishReason = "length"
         self._pieces = self._stream()
 
     def __next__(self) -> str:
@@ -76,7 +74,7 @@ class TextStream(Iterator[str]):
         return Completion(
             text="".join(self._shown),
             ids=tuple(self._ids),
-            finish_reason=self._finish_reason,
+            finish_reason="stop" if self._spelling.ended else "length",
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             prefill_seconds=sum(self._seconds[:1]),
@@ -91,17 +89,10 @@ class TextStream(Iterator[str]):
 
     def _released(self) -> Iterator[str]:
         for token in self._timed_tokens():
-            if token in self._stop_ids:
-                self._finish_reason = "stop"
-                break
-            yield self._stops.push(self._decoder.step(token))
-            if self._stops.found:
-                break
-        if not self._stops.found:
-            yield self._stops.push(self._decoder.flush())
-            yield self._stops.flush()
-        if self._stops.found:
-            self._finish_reason = "stop"
+            yield self._spelling.push(token)
+            if self._spelling.ended:
+                return
+        yield self._spelling.flush()
 
     def _timed_tokens(self) -> Iterator[int]:
         started = perf_counter()
@@ -148,9 +139,50 @@ def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     return [tokenizer.eos_id, *tokenizer.encode(text)]
 
 
-def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
     """Ids of a conversation up to where the assistant is to speak, behind an end-of-text token too."""
-    return [tokenizer.eos_id, *tokenizer.encode_chat(messages)]
+    return [tokenizer.eos_id, *tokenizer.encode_chat(messages, tools)]
+
+
+class Spelling:
+    """The text that tokens spell as they come, in whole characters, up to a stop string or an end token.
+
+    Attributes:
+        ended: by one of these; nothing comes any more.
+        spelt, shown: characters that the tokens have spelt, and those of them that were let through.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._decoder, self._stops = tokenizer.stream_decoder(), StopStrings(stop)
+        self._stop_ids = frozenset(tokenizer.stop_ids)
+        self.ended, self.spelt, self.shown = False, 0, 0
+
+    def push(self, token: int) -> str:
+        """What can be shown now that `token` has come."""
+        if self.ended:
+            return ""
+        if token in self._stop_ids:
+            shown = self.flush()
+            self.ended = True
+            return shown
+        return self._let_through(self._decoder.step(token))
+
+    def flush(self) -> str:
+        """What is left to show when no more tokens come."""
+        if self.ended:
+            return ""
+        shown = self._let_through(self._decoder.flush())
+        rest = self._stops.flush()
+        self.shown += len(rest)
+        self.ended = self._stops.found
+        return shown + rest
+
+    def _let_through(self, text: str) -> str:
+        self.spelt += len(text)
+        shown = self._stops.push(text)
+        self.shown += len(shown)
+        self.ended = self._stops.found
+        return shown
 
 
 class StopStrings:

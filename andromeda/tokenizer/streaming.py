@@ -30,7 +30,7 @@ class ByteStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def step(self, token_id: int) -> str:
-        return self._decoder.decode(_token_bytes(self._token(token_id)))
+        return self._decoder.decode(spelt_bytes(self._token(token_id)))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -84,7 +84,8 @@ def _byte_characters() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_characters()
 
 
-def _token_bytes(token: str) -> bytes:
+def spelt_bytes(token: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for."""
     if all(character in BYTE_OF_CHARACTER for character in token):
         return bytes(BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()  # an added token, spelt as text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from andromeda.tokenizer.control import PlainEncoder, control_tokens, renamed
 from andromeda.tokenizer.extension import extends, with_tokens
 from andromeda.tokenizer.files import KNOWN_TOKENS, named_tokens, parsed, read_files, write_files
 from andromeda.tokenizer.pieces import PieceEncoder, cuts_as_ours
-from andromeda.tokenizer.streaming import ByteStream, StreamDecoder, TokenStream, is_byte_level
+from andromeda.tokenizer.streaming import ByteStream, StreamDecoder, TokenStream, is_byte_level, spelt_bytes
 from andromeda.tokenizer.training import SPECIAL_TOKENS, TOOL_TOKENS, TURN_TOKENS, check_text, train_bpe
 
 
@@ -240,6 +241,18 @@ class Tokenizer:
         if self._byte_level:
             return ByteStream(token)
         return TokenStream(token, partial(self._full.decode, skip_special_tokens=False))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, a control token for its name; often a part of a character alone.
+
+        Raises:
+            AndromedaError: an id out of range.
+        """
+        token = self.id_to_token(token_id)
+        if self._byte_level:
+            return spelt_bytes(token)
+        single = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
+        return bytes.fromhex(single[1]) if single else self.decode([token_id], skip_special=False).encode()
 
     def _check_range(self, ids: Sequence[int]) -> None:
         if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):

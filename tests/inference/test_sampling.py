@@ -52,6 +52,10 @@ def test_top_k_keeps_the_k_most_probable_and_their_equals(values, k):
     assert kept(row(values), Sampling(top_k=k)) == {token for token in allowed(values) if values[token] >= smallest}
 
 
+def test_a_top_p_that_float32_takes_for_none_keeps_the_first():
+    assert kept(row([1.0, 3.0, 2.0]), Sampling(top_p=1e-60)) == {1}
+
+
 @given(logits_lists, st.floats(0.01, 0.99))
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(values, p):
     mass = torch.tensor(softmax([-math.inf if x is None else x for x in values]), dtype=torch.float64)

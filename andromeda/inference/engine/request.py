@@ -113,6 +113,10 @@ class Stats:
 class Backend(Protocol):
     """An engine as a server sees it, from one event loop."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: until it is closed, or has failed for good."""
+
     def check(self, request: Request) -> None:
         """Raises AndromedaError for what could never be answered, such as a prompt that the cache cannot hold."""
 

@@ -45,6 +45,11 @@ class Service:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether it takes requests: until it is closed, or its thread has failed."""
+        return not self._closing
+
+    @property
     def max_tokens(self) -> int:
         """That one text may have, prompt and new ones."""
         return self._engine.max_tokens

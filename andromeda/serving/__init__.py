@@ -1,0 +1,1 @@
+"""The model behind OpenAI's API: what is asked, what is answered, and what keeps the server up."""
