@@ -9,7 +9,7 @@ A step reads 768 tokens of each task that is part of it, or of all three togethe
 many steps, the same model, tokenizer and weights to begin with. `alone` so has the tokens that the three have
 together; `alone, a third` has as many of its own as it has in the run together. All are run at two learning rates.
 
-    python benchmarks/tasks.py DATA --json tasks.json --picture tasks.png    # 18 runs: 20 minutes of one core
+    python benchmarks/tasks.py DATA --seeds 0 1 2 --json tasks.json --picture tasks.png    # 54 runs: an hour of a core
 
 What the JSON file holds of other seeds and rates stays, and is in the table too.
 
@@ -211,16 +211,22 @@ def table(found: list[Result]) -> str:
     for run in RUNS:
         for rate in sorted({x.learning_rate for x in found if x.run == run.name}):
             same = [x for x in found if (x.run, x.learning_rate) == (run.name, rate)]
-            cells = [", ".join(f"{x.scores[name]:.3f}" for x in same if name in x.scores) or "-" for name in NAMES]
+            cells = [spread([x.scores[name] for x in same if name in x.scores]) for name in NAMES]
             rows.append(f"| {run.name} | {rate:.0e} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def spread(scores: list[float]) -> str:
+    """The mean, and of several seeds the lowest and the highest."""
+    ends = f" ({min(scores):.3f} to {max(scores):.3f})" if len(scores) > 1 else ""
+    return f"{mean(scores):.3f}{ends}" if scores else "-"
 
 
 def draw(found: list[Result], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 3.7), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     titles = {"text": "text: bits a byte (less is better)", "tool": "tool: accuracy", "steps": "steps: R²"}
     rates = sorted({x.learning_rate for x in found})
@@ -237,7 +243,7 @@ def draw(found: list[Result], path: Path) -> None:
         axes.set_yticks(range(len(shown)), [run.name.removeprefix(f"{name} ") for run in shown])
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(rates), fontsize="small")
     figure.savefig(path, format="png")
 
 
