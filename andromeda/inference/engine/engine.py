@@ -12,6 +12,7 @@ a prefix was found in the cache, whether a text gave back its pages and was read
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ from andromeda.inference.engine.lookup import Lookup
 from andromeda.inference.engine.masks import Masks
 from andromeda.inference.engine.memory import default_num_pages, pages_in
 from andromeda.inference.engine.pages import Pages
-from andromeda.inference.engine.request import FinishReason, Request, Stats, Token, Update
+from andromeda.inference.engine.quantise import quantise
+from andromeda.inference.engine.request import Constraint, FinishReason, Request, Stats, Token, Update
 from andromeda.inference.engine.runner import Runner
 from andromeda.inference.engine.sampler import Asking, Draws, draw, with_logprobs
 from andromeda.inference.engine.scheduler import Row, Scheduler, Text
@@ -32,6 +34,7 @@ from andromeda.inference.sampling import why_none
 from andromeda.kernels.paged import MAX_NEW
 from andromeda.model import Andromeda, check_range
 
+LOG = logging.getLogger(__name__)
 MAX_RUNNING = 64
 STEP_TOKENS = {"cpu": 512}  # of a step; on other devices
 ACCELERATOR_STEP_TOKENS = 2048
@@ -72,6 +75,7 @@ class Engine:
         prefix_cache: keep what was read for prompts that begin alike.
         static: whether steps in which each text is written by one token run over tensors that stay where they are;
             None: where that makes CUDA graphs of them.
+        quantize: `int8` holds the model's weights in eight bits from now on.
 
     Raises:
         AndromedaError: an argument out of range, or no memory for a cache.
@@ -89,7 +93,10 @@ class Engine:
         speculate: int | None = None,
         prefix_cache: bool = True,
         static: bool | None = None,
+        quantize: str | None = None,
     ) -> None:
+        if quantize is not None:
+            quantise(model, quantize)
         config, weight = model.config, model.output_weight
         self.model, self.vocab_size = model, vocab_size or config.num_tokens
         step_tokens = step_tokens or STEP_TOKENS.get(weight.device.type, ACCELERATOR_STEP_TOKENS)
@@ -188,7 +195,8 @@ class Engine:
         self._totals["steps"] += 1
         try:
             return self._step(rows)
-        except Exception as error:  # noqa: BLE001 - such as memory that ran out; what was not in this step goes on
+        except Exception as error:  # such as memory that ran out; what was not in this step goes on
+            LOG.exception("a step failed; it ends %d requests", len(rows))
             left = [self._of_text[row.text] for row in rows if row.text in self._of_text]
             return [self._fail(entry, _in_a_line(error)) for entry in left]
 
@@ -285,9 +293,7 @@ class Engine:
         most = min(most, self.speculate, entry.most - _new_tokens(text) - 1)
         if most < 1:
             return []
-        constraint = entry.request.constraint
-        forced = [] if constraint is None else constraint.forced()[:most]
-        return forced or entry.lookup.draft(text.ids, min(most, entry.draft_tokens))
+        return _forced(entry.request.constraint)[:most] or entry.lookup.draft(text.ids, min(most, entry.draft_tokens))
 
     def _fail(self, entry: _Open, reason: str) -> tuple[int, Update]:
         self._end(entry)
@@ -296,6 +302,16 @@ class Engine:
     def _end(self, entry: _Open) -> None:
         del self._open[entry.number], self._of_text[entry.text]
         self._scheduler.end(entry.text)
+
+
+def _forced(constraint: Constraint | None) -> list[int]:
+    """None where it fails: its masks then fail as well, and that ends the text."""
+    if constraint is None:
+        return []
+    try:
+        return constraint.forced()
+    except Exception:  # noqa: BLE001
+        return []
 
 
 def _new_tokens(text: Text) -> int:

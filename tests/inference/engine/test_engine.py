@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +17,10 @@ from andromeda.inference.engine.blocks import PAGE
 from andromeda.inference.engine.engine import Engine
 from andromeda.inference.engine.request import Request, Stats, Token, Update
 from andromeda.inference.generate import generate
+from andromeda.inference.grammar import Grammars
 from andromeda.inference.sampling import GREEDY, Sampling
 from andromeda.model import Andromeda
+from andromeda.tokenizer import Tokenizer
 from tests.inference.test_generate import CONFIGS, TINY, build
 
 SAMPLINGS = [
@@ -303,12 +306,16 @@ def test_a_constrained_text_is_the_same_with_drafts():
     assert texts[0] == texts[1]
 
 
-def test_a_constraint_that_fails_ends_its_text_alone():
+@pytest.mark.parametrize("speculate", [0, 6])
+def test_a_constraint_that_fails_ends_its_text_alone(speculate):
     class Broken(Counting):
         def fill_mask(self, row):
             if len(self.next) > 3:
                 raise ValueError("no more\nof this")
             super().fill_mask(row)
+
+        def forced(self):
+            raise ValueError("no more of this either")
 
     class Empty(Counting):
         def fill_mask(self, row):
@@ -320,7 +327,7 @@ def test_a_constraint_that_fails_ends_its_text_alone():
         def advance(self, tokens):
             return min(2, super().advance(tokens)) if len(self.next) < 4 else 0
 
-    model, run = build(), Run(Engine(build(), num_pages=20, speculate=0))
+    model, run = build(), Run(Engine(build(), num_pages=20, speculate=speculate))
     wrong = {
         run.add(Request([1], 20, constraint=kind(5, False, False))): message
         for kind, message in (
@@ -335,6 +342,34 @@ def test_a_constraint_that_fails_ends_its_text_alone():
         assert run.ids(number) == [5, 6, 7] and run.last[number].finish_reason == "error"
         assert message in (run.last[number].error or "")
     assert run.ids(good) == alone(model, run.requests[good])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_is_kept_to_and_drafts_change_no_text(temperature):
+    pytest.importorskip("llguidance")
+    tokenizer = Tokenizer.train([json.dumps({"name": "sea", "kind": ["calm", "wild"]}) * 3], vocab_size=290)
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"enum": ["the sea", "the moon"]},
+            "kind": {"type": "array", "items": {"enum": [1, 23]}},
+        },
+        "required": ["name", "kind"],
+        "additionalProperties": False,
+    }
+    grammar, model, texts = Grammars(tokenizer).json_schema(schema), build(num_tokens=tokenizer.vocab_size + 30), []
+    for speculate in (0, 12):
+        engine = Engine(model, vocab_size=tokenizer.vocab_size, num_pages=40, speculate=speculate)
+        sampling, stops = Sampling(temperature=temperature), frozenset(tokenizer.stop_ids)
+        requests = [Request([1, 2], 150, sampling, stops, seed, constraint=grammar.constraint()) for seed in range(4)]
+        texts.append(written(engine, *requests))
+        assert (engine.stats().total_accepted_tokens > 0) == (speculate > 0)
+    assert texts[0] == texts[1]
+    finished = [ids[:-1] for ids in texts[0] if ids[-1] in tokenizer.stop_ids]
+    assert finished or temperature == 0
+    for ids in finished:
+        answer = json.loads(tokenizer.decode(ids))
+        assert answer["name"] in ("the sea", "the moon") and set(answer["kind"]) <= {1, 23}
 
 
 # ---- ends ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from andromeda.config import preset
+from andromeda.errors import AndromedaError
 from andromeda.inference.engine.engine import Engine
 from andromeda.inference.engine.packed import can_pack, pack
 from andromeda.inference.engine.request import Request
@@ -53,6 +54,34 @@ def test_other_activations_and_types(activation, dtype):
     got = dict(update.tokens[0].top)
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-6
     assert [got[token] for token in range(61)] == pytest.approx(expected.tolist(), abs=tolerance)
+
+
+def test_eight_bits_move_no_weight_by_more_than_half_a_step_and_logits_by_little():
+    torch.manual_seed(0)
+    model = Andromeda(preset("nano", depth=2)).eval()
+    plain, prompt = copy.deepcopy(model), some_ids(50)[0].tolist()
+    engine = Engine(model, num_pages=9, quantize="int8")
+    weights, quantised = dict(plain.named_parameters()), 0
+    for name, weight in model.named_parameters():
+        if "norm" in name or "gain" in name or name.startswith("embedding"):
+            assert weight.equal(weights[name])
+            continue
+        quantised += 1
+        step = weights[name].abs().amax(1, keepdim=True) / 127
+        assert ((weight.dequantize() - weights[name]).abs() <= step / 2 + 1e-7).all()
+    assert quantised == 2 * 4 + 1
+    with torch.no_grad():
+        logits, expected = (x(torch.tensor([prompt])) for x in (model, plain))
+    assert 0 < (logits - expected).norm() / expected.norm() < 0.02
+    number = engine.add(Request(prompt, 20, seed=1))
+    ids = [token.id for _ in range(40) for _, update in engine.step() for token in update.tokens]
+    engine.close()
+    assert number == 1 and ids == list(generate(model, prompt, max_new_tokens=20, seed=1))
+
+
+def test_other_numbers_of_bits_are_refused():
+    with pytest.raises(AndromedaError, match="quantize='int3' must be one of int8"):
+        Engine(build(), quantize="int3")
 
 
 @pytest.mark.gpu
