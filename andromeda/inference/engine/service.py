@@ -98,8 +98,9 @@ class Service:
         try:
             while not self._closing:
                 self._do_what_was_asked()
-                self._deliver(self._engine.step())
-                self._stats = self._engine.stats()
+                updates = self._engine.step()
+                self._stats = self._engine.stats()  # before those who wait for an update can ask
+                self._deliver(updates)
         finally:  # whatever happens, nobody waits for ever
             with self._lock:
                 self._closing = True

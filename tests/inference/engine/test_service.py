@@ -69,12 +69,12 @@ def test_many_streams_at_once_have_the_texts_of_each_alone():
 
 def test_a_stream_that_is_given_up_frees_its_pages_at_once():
     async def use(service, model):
-        stream = service.stream(Request([1] * 100, 500, seed=1))
+        stream = service.stream(Request([1] * 100, 1000, seed=1))
         await anext(stream)
         assert service.stats().used_pages > 0
         await stream.aclose()
         await until(lambda: service.stats().used_pages == 0)
-        assert service.stats().running == 0 and service.stats().total_new_tokens < 400
+        assert service.stats().running == 0 and service.stats().total_new_tokens < 900
 
     serve(use)
 
