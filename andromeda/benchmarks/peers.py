@@ -1,4 +1,4 @@
-"""Others' models of about a preset's size: transformers' Qwen3 class, and x-transformers with the same flags."""
+"""Others' models of about a preset's size: transformers' Qwen3 and Llama, and x-transformers with the same flags."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from andromeda.config import AndromedaConfig
 
 QWEN3, X_TRANSFORMERS, X_WITHOUT_ALIBI = "transformers Qwen3", "x-transformers", "x-transformers without ALiBi"
+LLAMA = "transformers Llama"
 PEERS = (QWEN3, X_TRANSFORMERS, X_WITHOUT_ALIBI)
 
 
@@ -40,6 +41,21 @@ def _qwen3(config: AndromedaConfig, length: int) -> Any:
             intermediate_size=round(config.dim * 8 / 3 / 64) * 64,  # of a gated feed-forward of the same size
             num_attention_heads=config.heads, num_key_value_heads=1, head_dim=config.dim_head,
             max_position_embeddings=length, tie_word_embeddings=True, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+
+
+def llama(config: AndromedaConfig, length: int) -> Any:
+    """Of a preset's width, depth and heads, with one key/value head; it never ends a text by itself."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.num_tokens, hidden_size=config.dim, num_hidden_layers=config.depth,
+            intermediate_size=round(config.dim * config.ff_mult * 2 / 3),  # gated: as many weights as two matrices
+            num_attention_heads=config.heads, num_key_value_heads=1, head_dim=config.dim_head,
+            max_position_embeddings=length, tie_word_embeddings=config.tie_embeddings, attn_implementation="sdpa",
+            bos_token_id=None, eos_token_id=None, pad_token_id=0,
         )
     )  # fmt: skip
 

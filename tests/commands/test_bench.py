@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from andromeda.benchmarks import memory, peers, prefill
+from andromeda.benchmarks import memory, peers, prefill, serving
 from andromeda.cli import main
 from andromeda.commands import bench
+from andromeda.config import preset
 from andromeda.errors import AndromedaError
+from andromeda.model import Andromeda
 
-TIMED = sorted(set(bench.SUBJECTS) - {"memory"})
+TIMED = sorted(set(bench.SUBJECTS) - {"memory", "serving"})
 
 
 def checked(subject: str, tmp_path: Path) -> dict[str, Any]:
@@ -90,6 +92,20 @@ def test_the_peers_run_at_the_size_of_a_preset() -> None:
             model = peers.build(name, prefill.CHECK, 40).eval()
             with torch.inference_mode():
                 assert peers.last_logits(name, model)(torch.zeros(1, 40, dtype=torch.int64)).shape == (1, 1, 256)
+
+
+def test_serving(tmp_path: Path) -> None:
+    report = checked("serving", tmp_path)
+    decoders, starters = ([row["contender"] for row in report[table]] for table in ("decode", "first_token"))
+    assert decoders[:2] == ["engine", "generate"]
+    assert starters[:3] == ["engine", "engine, prefix cached", "generate"]
+    assert all(row["ceiling_ms"] > 0 for row in report["decode"])
+
+
+def test_contexts_put_into_pages_are_found_there() -> None:
+    model = Andromeda(preset("nano", num_tokens=64)).eval()
+    row = serving.row_of_steps(model, batch=2, context=200, steps=2)
+    assert row["cached_tokens"] == 192  # three pages of 64
 
 
 def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

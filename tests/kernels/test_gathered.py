@@ -180,3 +180,12 @@ def test_no_gradient() -> None:
     batch = batch_of([40], 1, CASES["default"], torch.float32)
     with pytest.raises(ValueError, match="no gradient"):
         paged_attention(batch.q.requires_grad_(), *batch[1:], CASES["default"].with_rotary(32))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1.6e-2)])
+def test_on_a_gpu(dtype: torch.dtype, tolerance: float) -> None:
+    """By the decode kernel where it takes the type, else by batches there."""
+    case = CASES["bounded"]
+    batch, geometry = batch_of([97, 5, 130], 2, case, dtype, device="cuda"), case.with_rotary(32, "cuda")
+    assert_equal(attend(batch, geometry), batch, geometry, tolerance)
