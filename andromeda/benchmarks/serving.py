@@ -227,11 +227,13 @@ def row_of_steps(model: Andromeda, batch: int, context: int, steps: int = GPU_ST
     """Steps of a batch of texts of that many tokens, the host's work included."""
     engine = Engine(model, max_running=batch, num_pages=1 + batch * (context // PAGE + 2), speculate=0)
     fill(engine)
-    for ids in _prompts(model.config, batch, context):
+    for ids in _prompts(model.config, batch, context + 1):  # all but the last lie in pages
         hold(engine, ids)
         engine.add(Request(ids, max_new_tokens=8 + steps, sampling=GREEDY))
-    while engine.stats().total_new_tokens < 5 * batch:  # all have begun, and all is warm
-        engine.step()
+    for _ in range(5):  # all have begun, and all is warm
+        failed = [update.error for _, update in engine.step() if update.error is not None]
+        if failed:
+            raise measure.WrongResultError(f"a step ended in an error: {failed[0]}")
     seconds = []
     for _ in range(steps):
         began = perf_counter()
