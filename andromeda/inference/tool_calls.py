@@ -62,8 +62,7 @@ class ReplyStream:
 
     def __init__(self, tokenizer: Tokenizer, constrained: bool = False) -> None:
         self._tokenizer, self._constrained = tokenizer, constrained
-        ids = (tokenizer.token_to_id(OPEN), tokenizer.token_to_id(CLOSE))
-        self._open, self._close = (token if token in tokenizer.control_ids else None for token in ids)
+        self._open, self._close = tokenizer.token_to_id(OPEN), tokenizer.token_to_id(CLOSE)
         self._decoder = tokenizer.stream_decoder()
         self._held = ""  # a line break that may belong to a call behind it
         self._call: str | None = None  # what an open call has that was not passed on

@@ -247,6 +247,7 @@ def test_any_end_token_may_come_where_the_text_may_end_and_nothing_behind_it():
         assert constraint.advance([end, end, *TOKENIZER.encode("3")]) == 1
         assert allowed(constraint) == set(TOKENIZER.stop_ids)
         assert constraint.forced() == []
+        assert constraint.advance([end]) == 0
         constraint.rollback(1)
     assert constraint.advance(TOKENIZER.encode("3")) == 1
     assert constraint.advance([END]) == 1
@@ -311,7 +312,13 @@ TWO = {"type": "object", "properties": {"a": {}, "b": {}}}
         ({"type": "string", "maxLength": 2}, '"🙂日"', True),
         ({"enum": [1.5, "x"], "type": "string"}, "1.5", False),
         ({"oneOf": [{"type": "null"}, {"type": "integer"}]}, "null", True),
-        ({**ONE, "minProperties": 1, "required": ["a"]}, '{"a": 1}', True),
+        ({**ONE, "minProperties": 1}, "{}", False),
+        ({**TWO, "minProperties": 1, "required": ["a"]}, '{"a": 1}', True),
+        (
+            {"properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2, "required": ["b", "c"]},
+            '{"b": 1, "c": 2}',
+            True,
+        ),
         ({"type": "array", "prefixItems": [{"const": 1}], "items": False}, "[1]", True),
         ({"type": "array", "prefixItems": [{"const": 1}], "items": False}, "[1, 1]", False),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}, "[[], [[]]]", True),

@@ -89,7 +89,7 @@ class GrammarConstraint:
         Raises:
             AndromedaError: the grammar is too complex to go on.
         """
-        tokens = [] if self._ended else self._matcher.compute_ff_tokens()
+        tokens = self._matcher.compute_ff_tokens()
         self._check()
         return tokens
 

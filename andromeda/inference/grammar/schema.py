@@ -151,14 +151,12 @@ def _check_constant(value: Any, where: str, depth: int) -> None:
             _check_constant(one, where, depth + 1)
 
 
-def _check_least_properties(schema: dict[str, Any], where: str) -> None:
+def _check_least_properties(schema: Mapping[str, Any], where: str) -> None:
     """Names outside `properties` may come twice, and count twice: more than one cannot be promised."""
     least, required = schema.get("minProperties", 0), schema.get("required", [])
-    if not isinstance(least, int) or not isinstance(required, list) or least <= 1:
-        return
-    if least > len(set(map(str, required))):
+    known = isinstance(least, int) and isinstance(required, list)
+    if known and least > max(1, len(set(map(str, required)))):
         raise AndromedaError(f"{where}: minProperties={least} cannot be enforced; list names in required")
-    del schema["minProperties"]  # those required suffice
 
 
 def _check_size(nodes: Sequence[dict[str, Any]], combines: bool, what: str) -> None:
