@@ -321,6 +321,11 @@ TWO = {"type": "object", "properties": {"a": {}, "b": {}}}
         ),
         ({"type": "array", "prefixItems": [{"const": 1}], "items": False}, "[1]", True),
         ({"type": "array", "prefixItems": [{"const": 1}], "items": False}, "[1, 1]", False),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 0}, "[[], []]", True),
+        ({"type": "array", "prefixItems": [{}, {"$ref": "#"}], "minItems": 1}, "[1]", True),
+        ({"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}, "[[null]]", True),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}}, '{"a": {"a": {}}}', True),
+        ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, '{"a": 1}', True),  # a value may be no object
         ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}, "[[], [[]]]", True),
     ],
 )
@@ -381,7 +386,7 @@ def test_what_is_large_but_can_be_kept_to_is_compiled_and_masked_at_once(name):
     assert perf_counter() - started < 10  # a second at most on a machine at rest
 
 
-LOOP = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+LOOP: dict[str, Any] = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
 REFUSED = [
     ({"type": "array", "uniqueItems": True}, "'uniqueItems' at the top cannot be enforced"),
     ({"properties": {"a": {"not": {}}}}, "'not' at /properties/a cannot be enforced"),
@@ -397,6 +402,7 @@ REFUSED = [
     ({"type": "object", "minProperties": 2, "required": ["a"]}, "minProperties=2 cannot be enforced"),
     ({"minimum": 2**60}, "bounds are at most 2**53 away from 0"),
     ({"multipleOf": 0}, "must be more than 0"),
+    ({"multipleOf": True}, "cannot be kept to"),
     ({"enum": ["a\u0001"]}, "holds a control character"),
     ({"$ref": "https://example.com/a.json"}, "is not of this schema"),
     ({"$ref": "#name"}, "is not of this schema"),
@@ -408,10 +414,21 @@ REFUSED = [
     ({"enum": []}, "Unsatisfiable"),
     ({"type": "string", "minLength": 5, "maxLength": 3}, "Unsatisfiable"),
     ({"required": ["a"], "type": "object", "additionalProperties": False}, "'a' is unsatisfiable"),
-    ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "cannot be kept to"),  # no end to it
-    ({"$ref": "#"}, "no text does"),
-    (LOOP, "no text does"),
-    ({"allOf": [{"$ref": "#"}]}, "cannot be kept to"),
+    ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "has no end"),
+    ({"type": "array", "prefixItems": [{}, {"$ref": "#"}], "minItems": 2}, "has no end"),
+    (
+        {"type": "object", "properties": {"a": {"type": "string"}, "b/~": {"$ref": "#"}}, "required": ["b/~"]},
+        "has no end",
+    ),
+    ({"type": "object", "properties": {"a": LOOP["$defs"]["a"]}, **LOOP}, "has no end"),
+    ({"properties": {"a/~": {"$ref": "#/properties/a~1~0"}}}, "has no end"),
+    ({"prefixItems": [{"$ref": "#/prefixItems/0"}]}, "has no end"),
+    ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "no text does"),
+    ({"$ref": "#"}, "has no end"),
+    ({"allOf": [{"$ref": "#"}]}, "has no end"),
+    ({"anyOf": [{"$ref": "#"}]}, "has no end"),
+    # Found by what it forces, which has no end either.
+    ({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}] * 2}}, "required": ["a"]}, "Too many items"),
     (nested(40), "nested more than 32 deep"),
     (nested(100_000), "cannot be read as JSON"),
     ({"properties": {f"p{number}": {} for number in range(1001)}}, "has 1001 names, 1000 at most"),

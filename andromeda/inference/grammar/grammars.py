@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ class Grammars:
         return f"<[{token_id}]>"
 
     def _grammar(self, request: Any, what: str, write: Callable[[], str]) -> Grammar:
-        key = plain_json(request, what)
+        key = sha256(plain_json(request, what).encode()).hexdigest()
         with self._lock:
             if key in self._grammars:
                 self._grammars.move_to_end(key)

@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 from andromeda.errors import AndromedaError
+from andromeda.inference.grammar.endless import is_endless
 
 Schema = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def enforceable(schema: Schema, what: str = "json schema") -> dict[str, Any]:
         what: what error messages call it.
 
     Raises:
-        AndromedaError: it is not JSON, too deep, or says what cannot be enforced.
+        AndromedaError: it is not JSON, too deep, has no end, or says what cannot be enforced.
     """
     text = plain_json(schema, what)
     if not isinstance(schema, Mapping):
@@ -64,6 +65,10 @@ def enforceable(schema: Schema, what: str = "json schema") -> dict[str, Any]:
     nodes = list(_schemas(checked))
     combines = any(map(_combines, nodes))
     _check_size(nodes, combines, what)
+    if is_endless(checked, nodes):
+        raise AndromedaError(
+            f"{what}: a value that must hold one of its own kind has no end; make it optional, or a choice"
+        )
     for node in nodes:
         if not combines:
             _close(node)
@@ -124,7 +129,7 @@ def _as(kind: type[dict[str, Any]] | type[list[Any]], value: Any, what: str, pat
 
 def _check_value(keyword: str, value: Any, where: str) -> None:
     """What llguidance would take, and not keep to; its own complaints about values are left to it."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = _is_number(value)
     if keyword in BOUNDS and number and abs(value) > LARGEST:
         raise AndromedaError(f"{where}: {value} cannot be enforced; bounds are at most 2**53 away from 0")
     if keyword == "multipleOf" and number and value <= 0:
@@ -135,6 +140,10 @@ def _check_value(keyword: str, value: Any, where: str) -> None:
         raise AndromedaError(f"{where}: {value!r} is not of this schema; refer to what is inside it, as '#/$defs/name'")
     if keyword in ("const", "enum"):
         _check_constant(value, where, 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_constant(value: Any, where: str, depth: int) -> None:
@@ -167,7 +176,7 @@ def _check_size(nodes: Sequence[dict[str, Any]], combines: bool, what: str) -> N
             f"{what}: combines schemas (allOf, or keywords beside $ref, anyOf, oneOf) and has {patterns} patterns and "
             f"formats, {MAX_COMBINED_PATTERNS} at most; leave some out"
         )
-    given = {node["multipleOf"] for node in nodes if isinstance(node.get("multipleOf"), int | float)}
+    given = {node["multipleOf"] for node in nodes if _is_number(node.get("multipleOf"))}
     multiples = [Fraction(str(multiple)).numerator for multiple in given]
     if (prod(multiples) if combines else sum(multiples)) > MAX_MULTIPLES:
         raise AndromedaError(f"{what}: multipleOf is too large, or are together ({', '.join(map(str, given))})")
