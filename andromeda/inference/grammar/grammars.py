@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -135,7 +136,7 @@ class Grammars:
             functions = _named(functions, choice)
         elif choice not in ("auto", "required"):
             raise AndromedaError(
-                f"tool_choice: {choice!r} must be auto, required, none or a function's name in its object"
+                f"tool_choice: {reprlib.repr(choice)} must be auto, required, none or a function's name in its object"
             )
         start = "calls" if choice != "auto" else "TEXT calls?" if answer is None else "answer | calls"
         rules = [f"start: {start}", f"calls: call{' (NEXT call)*' if parallel else ''}", 'NEXT: "\\n"']
@@ -145,7 +146,9 @@ class Grammars:
         rules.append(f"call: {self._token(OPEN)} ( {bodies} ) {self._token(CLOSE)}")
         for number, (name, parameters) in enumerate(functions.items()):
             head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
-            rules.append(f'call_{number}: {json.dumps(head)} {_json(parameters, f"parameters of {name!r}")} "}}"')
+            rules.append(
+                f'call_{number}: {json.dumps(head)} {_json(parameters, f"parameters of {reprlib.repr(name)}")} "}}"'
+            )
         return "\n".join(rules)
 
     def _token(self, name: str) -> str:
@@ -199,7 +202,7 @@ def _functions(tools: Sequence[Tool]) -> dict[str, Schema]:
         if not isinstance(name, str) or not name:
             raise AndromedaError(f"tools: number {number} must be an object with a function and its name")
         if name in functions:
-            raise AndromedaError(f"tools: two functions are named {name!r}; rename one")
+            raise AndromedaError(f"tools: two functions are named {reprlib.repr(name)}; rename one")
         functions[name] = _parameters(function, name)
     return functions
 
@@ -209,9 +212,11 @@ def _parameters(function: Mapping[str, Any], name: str) -> Schema:
         return {"type": "object"}
     parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
     if not isinstance(parameters, Mapping):
-        raise AndromedaError(f"parameters of {name!r}: must be an object, not {type(parameters).__name__}")
+        raise AndromedaError(f"parameters of {reprlib.repr(name)}: must be an object, not {type(parameters).__name__}")
     if parameters.get("type", "object") != "object":
-        raise AndromedaError(f"parameters of {name!r}: type={parameters['type']!r} must be 'object'")
+        raise AndromedaError(
+            f"parameters of {reprlib.repr(name)}: type={reprlib.repr(parameters['type'])} must be 'object'"
+        )
     return parameters if COMBINING & parameters.keys() else {"type": "object", **parameters}
 
 
@@ -219,5 +224,5 @@ def _named(functions: Mapping[str, Schema], choice: Mapping[str, Any]) -> dict[s
     function = choice.get("function", choice)
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or name not in functions:
-        raise AndromedaError(f"tool_choice: {name!r} is none of the tools, which are {', '.join(functions)}")
+        raise AndromedaError(f"tool_choice: {reprlib.repr(name)} is none of the tools, {reprlib.repr(list(functions))}")
     return {name: functions[name]}

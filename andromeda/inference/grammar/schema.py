@@ -8,6 +8,7 @@ Source: llguidance, docs/json_schema.md; https://json-schema.org/draft/2020-12
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import prod
@@ -98,13 +99,13 @@ def _checked(schema: Any, what: str, path: str, depth: int) -> Any:
         raise AndromedaError(f"{where} is nested more than {MAX_DEPTH} deep; flatten it")
     checked: dict[str, Any] = {}
     for keyword, value in schema.items():
-        inside = f"{path}/{keyword}"
+        inside = f"{path}/{_shown(keyword)}"
         if keyword in NAMED:
             schemas = _as(dict, value, what, inside)
             if len(schemas) > MAX_PROPERTIES:
                 raise AndromedaError(f"{what}: {inside} has {len(schemas)} names, {MAX_PROPERTIES} at most")
             checked[keyword] = {
-                name: _checked(one, what, f"{inside}/{name}", depth + 1) for name, one in schemas.items()
+                name: _checked(one, what, f"{inside}/{_shown(name)}", depth + 1) for name, one in schemas.items()
             }
         elif keyword in LISTED:
             schemas = _as(list, value, what, inside)
@@ -115,9 +116,14 @@ def _checked(schema: Any, what: str, path: str, depth: int) -> Any:
             _check_value(keyword, value, f"{what}: {inside}")
             checked[keyword] = value
         elif keyword not in DESCRIPTIONS and not keyword.startswith("x-"):
-            raise AndromedaError(f"{what}: {keyword!r} at {path or 'the top'} cannot be enforced; leave it out")
+            raise AndromedaError(f"{what}: '{_shown(keyword)}' at {path or 'the top'} cannot be enforced; leave it out")
     _check_least_properties(checked, where)
     return checked
+
+
+def _shown(name: str) -> str:
+    """A name as an error of one line can hold it."""
+    return reprlib.repr(name)[1:-1]
 
 
 def _as(kind: type[dict[str, Any]] | type[list[Any]], value: Any, what: str, path: str) -> Any:
@@ -131,13 +137,15 @@ def _check_value(keyword: str, value: Any, where: str) -> None:
     """What llguidance would take, and not keep to; its own complaints about values are left to it."""
     number = _is_number(value)
     if keyword in BOUNDS and number and abs(value) > LARGEST:
-        raise AndromedaError(f"{where}: {value} cannot be enforced; bounds are at most 2**53 away from 0")
+        raise AndromedaError(f"{where}: {reprlib.repr(value)} cannot be enforced; bounds are at most 2**53 away from 0")
     if keyword == "multipleOf" and number and value <= 0:
-        raise AndromedaError(f"{where}: {value} must be more than 0")
+        raise AndromedaError(f"{where}: {reprlib.repr(value)} must be more than 0")
     if keyword == "format" and value not in FORMATS:
-        raise AndromedaError(f"{where}: {value!r} cannot be enforced; formats are {', '.join(FORMATS)}")
+        raise AndromedaError(f"{where}: {reprlib.repr(value)} cannot be enforced; formats are {', '.join(FORMATS)}")
     if keyword == "$ref" and not (isinstance(value, str) and (value == "#" or value.startswith("#/"))):
-        raise AndromedaError(f"{where}: {value!r} is not of this schema; refer to what is inside it, as '#/$defs/name'")
+        raise AndromedaError(
+            f"{where}: {reprlib.repr(value)} is not of this schema; refer to what is inside it, as '#/$defs/name'"
+        )
     if keyword in ("const", "enum"):
         _check_constant(value, where, 0)
 
@@ -165,7 +173,7 @@ def _check_least_properties(schema: Mapping[str, Any], where: str) -> None:
     least, required = schema.get("minProperties", 0), schema.get("required", [])
     known = isinstance(least, int) and isinstance(required, list)
     if known and least > max(1, len(set(map(str, required)))):
-        raise AndromedaError(f"{where}: minProperties={least} cannot be enforced; list names in required")
+        raise AndromedaError(f"{where}: minProperties={reprlib.repr(least)} cannot be enforced; list names in required")
 
 
 def _check_size(nodes: Sequence[dict[str, Any]], combines: bool, what: str) -> None:
@@ -179,7 +187,7 @@ def _check_size(nodes: Sequence[dict[str, Any]], combines: bool, what: str) -> N
     given = {node["multipleOf"] for node in nodes if _is_number(node.get("multipleOf"))}
     multiples = [Fraction(str(multiple)).numerator for multiple in given]
     if (prod(multiples) if combines else sum(multiples)) > MAX_MULTIPLES:
-        raise AndromedaError(f"{what}: multipleOf is too large, or are together ({', '.join(map(str, given))})")
+        raise AndromedaError(f"{what}: multipleOf is too large, or are together ({reprlib.repr(sorted(given))})")
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
