@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
+import signal
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +17,11 @@ from andromeda.errors import AndromedaError
 
 if TYPE_CHECKING:
     from andromeda.serving.limits import Limits
+    from andromeda.serving.replicas import ReplicaService
     from andromeda.serving.service import LocalService
     from andromeda.serving.state import ServerState
 
+LOG = logging.getLogger(__name__)
 KEY_VARIABLE = "ANDROMEDA_API_KEY"
 KEY = re.compile(r"[!-~]{8,}")  # what a header can hold
 
@@ -32,6 +37,7 @@ def serve(
     max_output_tokens: int = 4096,
     max_texts: int = 256,
     request_seconds: float = 600.0,
+    replicas: int = 1,
 ) -> None:
     """Serves a model to programs that speak OpenAI's API, and to a browser.
 
@@ -48,6 +54,8 @@ def serve(
         max_output_tokens: of one text, and what is written where a conversation sets no bound of its own.
         max_texts: that are written or wait at a time; more are told to come again.
         request_seconds: until a request ends with what is written by then.
+        replicas: more than one: so many engines, each a process with its share of the cores or a GPU of its own, by Ray
+            Serve; SIGHUP renews them one after the other, with the weights that are there then.
     """
     key = read_key(api_key_file)
     try:
@@ -58,6 +66,8 @@ def serve(
         from andromeda.serving.state import ServerState
     except ImportError as error:
         raise AndromedaError(f"serve: needs {error.name}; pip install 'andromeda-lm[serve]'") from error
+    if replicas > 1 and find_spec("ray") is None:
+        raise AndromedaError("serve: --replicas needs Ray; pip install 'andromeda-lm[ray]'")
 
     if key is None and not is_loopback(host):
         raise AndromedaError(
@@ -67,7 +77,8 @@ def serve(
     state = ServerState(name or Path(directory).resolve().name, limits)
     listener = listen(host, port)
     log_to_stderr()
-    run_server(create_app(state, key), state, partial(_load, directory, limits), listener)
+    load = partial(_load_replicas, replicas=replicas) if replicas > 1 else _load
+    run_server(create_app(state, key), state, partial(load, directory, limits), listener)
 
 
 async def _load(directory: str, limits: Limits, state: ServerState) -> None:
@@ -81,6 +92,33 @@ async def _load(directory: str, limits: Limits, state: ServerState) -> None:
     service = await asyncio.to_thread(opened)
     state.metrics.watch_engine(service.backend.stats)
     state.service = service
+
+
+async def _load_replicas(directory: str, limits: Limits, state: ServerState, replicas: int) -> None:
+    def deployed() -> ReplicaService:
+        os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"  # it would abort at SIGTERM
+        from andromeda.serving.logs import log_to_stderr
+        from andromeda.serving.replicas import ReplicaService, start_ray
+
+        log_to_stderr()  # again, as Ray has set up what it logs
+        start_ray(replicas)
+        service = ReplicaService(directory, limits, replicas)
+        service.deploy()
+        return service
+
+    service = await asyncio.to_thread(deployed)
+    state.service = service
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: asyncio.create_task(_renew(service)))
+
+
+async def _renew(service: ReplicaService) -> None:
+    LOG.info("renewing")
+    try:
+        await asyncio.to_thread(service.deploy)
+    except RuntimeError:
+        LOG.exception("not renewed")
+    else:
+        LOG.info("renewed")
 
 
 def read_key(path: str | None) -> str | None:

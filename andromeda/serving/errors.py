@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 UNION_TAGS = frozenset({"text", "parts", "choice", "named", "ids", "texts", "lists"})  # of `requests`, no fields
+LONGEST = 500  # characters of a message
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -29,6 +30,7 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
+        message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."  # it may quote the request
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from andromeda.serving.errors import ApiError
@@ -47,6 +48,8 @@ class Guard:
             await self._app(scope, receive, exchange.send)
         except ApiError as error:
             await error_response(error, scope)(scope, receive, exchange.send)
+        except ClientDisconnect:
+            pass  # before all of its request was there
         except Exception:
             LOG.exception("request failed")
             if exchange.status is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -30,7 +29,7 @@ def log_to_stderr() -> None:
     """Sends what this server, uvicorn and Ray log to stderr, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("andromeda", "uvicorn", "ray", "ray.serve"):
+    for name in ("andromeda", "uvicorn", "ray"):  # not the root's, to which Ray gives a form of its own
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)

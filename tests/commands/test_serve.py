@@ -67,9 +67,13 @@ class Process:
         """The next line of the log with this message."""
         while True:
             try:
-                line = json.loads(self._lines.get(timeout=seconds))
+                text = self._lines.get(timeout=seconds)
             except Empty:
                 raise AssertionError(f"{message!r} did not come; what did: {self.log}") from None
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = {"message": text}
             self.log.append(line)
             if line["message"] == message:
                 return line
@@ -114,6 +118,7 @@ def test_sigterm_ends_what_is_begun_and_then_the_process(start, directory):
     assert server.process.wait(60) == 0
     stopped = server.wait_for("stopped")
     assert stopped["level"] == "info"
+    assert all("level" in line for line in server.log), "every line is an object"
     text = json.dumps(server.log)
     assert "secret" not in text and '"route": "/v1/completions"' in text and "traceback" not in text
 
@@ -134,6 +139,21 @@ def test_a_second_sigterm_ends_it_at_once(start, directory):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 128 + signal.SIGTERM
     assert KEY not in json.dumps(server.log)
+
+
+@pytest.mark.slow
+def test_replicas_are_renewed_on_sighup_and_end_with_the_server(start, directory):
+    pytest.importorskip("ray")
+    server = start("--replicas", "2")
+    server.wait_for("ready", seconds=300)
+    body = {**long_text(directory, "verse"), "max_tokens": 20, "stream": False, "seed": 1}
+    before = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).json()
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("renewed", seconds=300)
+    after = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).json()
+    assert before["choices"] == after["choices"]
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(120) == 0
 
 
 # ---- what is refused before it starts ----------------------------------------------------------------

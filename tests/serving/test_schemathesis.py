@@ -67,7 +67,7 @@ def test_no_request_brings_it_down(case: Any, port: Port) -> None:
 
 @pytest.mark.slow
 @DOCUMENT.parametrize()
-@settings(max_examples=1500, suppress_health_check=HEALTH)
+@settings(max_examples=1000, suppress_health_check=HEALTH)
 def test_no_request_of_thousands_brings_it_down(case: Any, port: Port) -> None:
     ask(case, port)
 

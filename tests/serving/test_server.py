@@ -38,6 +38,10 @@ class Here:
     def idle(self) -> bool:
         return self.backend.idle and self.port.state.texts == 0
 
+    @property
+    def disconnects(self) -> float:
+        return self.port.state.metrics.registry.get_sample_value("andromeda_disconnects_total") or 0.0
+
     def lives(self) -> None:
         """It answers, and nothing is left of what came before."""
         until(lambda: self.idle)
@@ -83,11 +87,22 @@ def test_a_client_that_goes_away_frees_its_pages(here, stream, abruptly):
     until(lambda: here.backend.stats().running == 2)
     if abruptly:  # RST in place of FIN
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    before = here.port.state.metrics.registry.get_sample_value("andromeda_disconnects_total")
+    before = here.disconnects
     client.close()
     until(lambda: here.idle, seconds=3)
-    until(lambda: here.port.state.metrics.registry.get_sample_value("andromeda_disconnects_total") == before + 1)
+    until(lambda: here.disconnects == before + 1)
     here.lives()
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_failure(here, caplog):
+    before = here.disconnects
+    client = here.port.connect()
+    client.sendall(HEAD + b"content-length: 99\r\n\r\n{")
+    time.sleep(0.3)  # its head is read
+    client.close()
+    until(lambda: here.disconnects == before + 1)
+    here.lives()
+    assert "request failed" not in caplog.text
 
 
 def test_a_client_that_does_not_read_is_cut_off(here):
@@ -262,6 +277,7 @@ BODIES: dict[str, bytes] = {
     "empty": b"",
     "a list": b"[1, 2]",
     "a million wrong messages": b'{"model": "nano-verse", "messages": [%s]}' % b",".join([b"1"] * 500_000),
+    "names of 400,000 letters": b'{"model": "%s", "messages": [{"role": "%s"}]}' % (b"m" * 400_000, b"r" * 400_000),
     "a million ids that are none": b'{"model": "nano-verse", "prompt": [%s]}' % b",".join([b'"a"', *[b"1"] * 50_000]),
 }
 
