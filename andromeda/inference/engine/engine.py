@@ -12,6 +12,7 @@ a prefix was found in the cache, whether a text gave back its pages and was read
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from andromeda.inference.engine.memory import default_num_pages, pages_in
 from andromeda.inference.engine.pages import Pages
 from andromeda.inference.engine.quantise import quantise
 from andromeda.inference.engine.request import Constraint, FinishReason, Request, Stats, Token, Update
-from andromeda.inference.engine.runner import Runner
+from andromeda.inference.engine.runner import Runner, can_record
 from andromeda.inference.engine.sampler import Asking, Draws, draw, with_logprobs
 from andromeda.inference.engine.scheduler import Row, Scheduler, Text
 from andromeda.inference.sampling import why_none
@@ -65,17 +66,21 @@ class Engine:
     """Continuous batching over one model. Not for several threads: see `service`.
 
     Args:
-        model: in eval mode, on the device that it is to run on.
+        model: in eval mode, on the device that it is to run on. It is the engine's from now on: it computes what it
+            did, but its weights are packed (see `packed`).
         vocab_size: draw ids below it alone, for a tokenizer that has fewer than the model; None: any.
         max_running: texts that are written at a time; others wait.
         step_tokens: read in one step, of all texts; None: so many that what is being written does not stall.
         memory_bytes: of the cache; None: a share of what the device has free, and never more than useful.
         num_pages: of the cache, in place of memory_bytes.
-        speculate: tokens that may be drafted for a text in a step; 0: none. Texts are the same.
+        speculate: tokens that may be drafted for a text in a step; texts are the same. None: 15, and 0 where that makes
+            CUDA graphs of the steps.
         prefix_cache: keep what was read for prompts that begin alike.
         static: whether steps in which each text is written by one token run over tensors that stay where they are;
             None: where that makes CUDA graphs of them.
         quantize: `int8` holds the model's weights in eight bits from now on.
+        compile: whether what lies between products and attention goes through torch.compile, which takes half a minute
+            at first, and on a CPU makes small steps slower.
 
     Raises:
         AndromedaError: an argument out of range, or no memory for a cache.
@@ -94,13 +99,15 @@ class Engine:
         prefix_cache: bool = True,
         static: bool | None = None,
         quantize: str | None = None,
+        compile: bool = False,  # noqa: A002 - as torch has it
     ) -> None:
         if quantize is not None:
             quantise(model, quantize)
         config, weight = model.config, model.output_weight
         self.model, self.vocab_size = model, vocab_size or config.num_tokens
         step_tokens = step_tokens or STEP_TOKENS.get(weight.device.type, ACCELERATOR_STEP_TOKENS)
-        speculate = MAX_NEW - 1 if speculate is None else speculate
+        if speculate is None:
+            speculate = 0 if can_record(model, max_running) else MAX_NEW - 1
         _require(max_running >= 1, f"max_running={max_running} must be at least 1")
         _require(step_tokens >= 1, f"step_tokens={step_tokens} must be at least 1")
         _require(0 <= speculate < MAX_NEW, f"speculate={speculate} must lie between 0 and {MAX_NEW - 1}")
@@ -118,7 +125,7 @@ class Engine:
         draft = self._draft if speculate else None
         self._scheduler = Scheduler(self._pool, max_running, max(step_tokens, 2 * max_running), draft)
         pages = Pages(config, num_pages, weight.dtype, weight.device)
-        self._runner = Runner(model, pages, max_running, self.max_tokens - 1, static)
+        self._runner = Runner(model, pages, max_running, self.max_tokens - 1, static, compile)
         self._masks = Masks(self.vocab_size)
         self._open: dict[int, _Open] = {}
         self._of_text: dict[Text, _Open] = {}
@@ -235,25 +242,25 @@ class Engine:
             for place in range(row.draws)
         ]
         ids = draw(asking, logits, None if masks is None else torch.from_numpy(masks).to(logits.device))
-        updates, taken, first = [], [], 0
-        for row in step.rows:
-            place, first = first, first + row.draws
-            if row.text.drafts:
-                taken.append(_right(row.text.drafts, ids[place:first]))
+        ends = list(itertools.accumulate(row.draws for row in step.rows))
+        drawn = [slice(end - row.draws, end) for row, end in zip(step.rows, ends, strict=True)]
+        right = [_right(row.text.drafts, ids[span]) for row, span in zip(step.rows, drawn, strict=True)]
+        self._runner.keep(step, [count for row, count in zip(step.rows, right, strict=True) if row.text.drafts])
+        updates = []
+        for row, span, count in zip(step.rows, drawn, right, strict=True):
             if not row.draws:
                 self._scheduler.advance(row, [])
-            elif place in failed:
-                updates.append(self._fail(self._of_text[row.text], _in_a_line(failed[place])))
+            elif span.start in failed:
+                updates.append(self._fail(self._of_text[row.text], _in_a_line(failed[span.start])))
             else:
-                updates.append(self._take(row, ids[place:first], logits[place:first]))
-        self._runner.keep(step, taken)
+                updates.append(self._take(row, ids[span][:count], logits[span]))
         return updates
 
     def _take(self, row: Row, ids: Sequence[int], logits: Tensor) -> tuple[int, Update]:
-        """A text goes on by what was drawn behind its last token and its drafts, as far as they were right."""
+        """A text goes on by what was drawn behind its last token and the drafts that were right."""
         text, entry = row.text, self._of_text[row.text]
         request, drafts = entry.request, text.drafts
-        new = _up_to_stop(ids[: _right(drafts, ids)], request.stop_ids)
+        new = _up_to_stop(ids, request.stop_ids)
         if new[-1] < 0:
             return self._fail(entry, f"sampling: {_why_none(logits[len(new) - 1])}")
         stopped = new[-1] in request.stop_ids
@@ -269,8 +276,7 @@ class Engine:
             entry.learn(len(drafts), len(new) - 1, self.speculate)
             self._totals["drafted"] += len(drafts)
             self._totals["accepted"] += len(new) - 1
-        first = _new_tokens(text) == 0
-        if first:
+        if _new_tokens(text) == 0:
             self._totals["cached"] += text.cached_tokens or 0
         self._totals["new"] += len(new)
         entry.draws.record(new)

@@ -10,9 +10,11 @@ Shapes: T tokens, H query heads, K key/value heads, D dim_head, F channels of th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +24,15 @@ from andromeda.kernels import Geometry
 from andromeda.model import Andromeda, Block, Pass
 
 
-def pack(model: Andromeda) -> list[PackedBlock] | None:
+def pack(model: Andromeda, compiled: bool = False) -> list[PackedBlock] | None:
     """The blocks, packed, for `model.hidden`; None where the model's own are to be taken.
 
     The model must not be moved to another device or type from now on.
+
+    Args:
+        compiled: whether what lies between products and attention goes through torch.compile.
     """
-    return [PackedBlock(block) for block in model.blocks] if can_pack(model) else None
+    return [PackedBlock(block, compiled) for block in model.blocks] if can_pack(model) else None
 
 
 def can_pack(model: Andromeda) -> bool:
@@ -40,7 +45,7 @@ def can_pack(model: Andromeda) -> bool:
 class PackedBlock:
     """A parallel block: (1, T, dim) -> (1, T, dim)."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, compiled: bool = False) -> None:
         config, attention, feed_forward = block.config, block.attention, block.feed_forward
         self.config, self.attention, self.norm, self.index = config, attention, block.norm, block.index
         with torch.no_grad():
@@ -53,12 +58,14 @@ class PackedBlock:
                 factor *= torch.cat([norm.q_gain, norm.k_gain])
         self.factor = factor  # (H + K, D)
         self.inner = feed_forward.up.out_features
-        self.activate = ACTIVATIONS[config.ff_activation]
+        through = _compiled if compiled else _as_it_is
+        self.normalise = through(normalise if config.normalises_qk else scale)
+        self.activate, self.close = through(ACTIVATIONS[config.ff_activation]), through(close)
         self._geometries: dict[int | None, Geometry] = {}
 
     def __call__(self, x: Tensor, step: Pass) -> Tensor:
         if self.config.deepnorm:
-            return self.norm(torch.add(self._sublayers(x, step), x, alpha=self.config.deepnorm_alpha))
+            return self.close(self._sublayers(x, step), x, self.config.deepnorm_alpha, self.norm.weight, self.norm.eps)
         return x + self._sublayers(self.norm(x), step)
 
     def _sublayers(self, x: Tensor, step: Pass) -> Tensor:
@@ -70,7 +77,7 @@ class PackedBlock:
             x = batch.shift(self.index, 0, x)
         mixed = F.linear(x, self.way_in)  # (1, T, F, then q, k, v)
         q_k, v = mixed[..., inner:].unflatten(-1, (-1, config.dim_head)).split([both, config.kv_heads], dim=2)
-        q_k = self._normalise(q_k)
+        q_k = self.normalise(q_k, self.factor)
         q, k = q_k[:, :, :heads], q_k[:, :, heads:]
         if step.q_scale is not None:
             q = q * step.q_scale.to(q.dtype)
@@ -92,13 +99,22 @@ class PackedBlock:
             self._geometries[size] = replace(step.geometry, slopes=slopes, bounds=bounds, windows=windows)
         return self._geometries[size]
 
-    def _normalise(self, q_k: Tensor) -> Tensor:
-        """As `kernels.norm`, in float32 or better, then back."""
-        wide = q_k.to(self.factor.dtype)
-        if not self.config.normalises_qk:
-            return (wide * self.factor).to(q_k.dtype)
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(1e-12)
-        return (wide / length).mul_(self.factor).to(q_k.dtype)
+
+def normalise(q_k: Tensor, factor: Tensor) -> Tensor:
+    """As `kernels.norm`, in the factor's type, then back: (1, T, H + K, D)."""
+    wide = q_k.to(factor.dtype)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(1e-12)
+    return (wide / length).mul_(factor).to(q_k.dtype)
+
+
+def scale(q_k: Tensor, factor: Tensor) -> Tensor:
+    """Without QK norm."""
+    return (q_k.to(factor.dtype) * factor).to(q_k.dtype)
+
+
+def close(added: Tensor, x: Tensor, alpha: float, weight: Tensor, eps: float) -> Tensor:
+    """DeepNorm's residual."""
+    return F.layer_norm(torch.add(added, x, alpha=alpha), weight.shape, weight, eps=eps)
 
 
 def _squared_relu(x: Tensor) -> None:
@@ -117,6 +133,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], None]] = {
     "gelu": _in_place(F.gelu),
     "silu": _in_place(F.silu),
 }
+
+
+def _as_it_is(function: Callable[..., Any]) -> Any:
+    return function
+
+
+@functools.cache  # for all blocks and models
+def _compiled(function: Callable[..., Any]) -> Any:
+    return torch.compile(function, dynamic=True)
 
 
 def _pack(linears: list[nn.Linear], dim: int) -> Tensor:

@@ -34,14 +34,21 @@ class Runner:
         longest: tokens that a text may have.
         static: whether steps of one token a text run over tensors that stay where they are; None: as CUDA graphs, where
             the decode kernel runs.
+        compiled: as of `pack`.
     """
 
     def __init__(
-        self, model: Andromeda, pages: Pages, max_running: int, longest: int, static: bool | None = None
+        self,
+        model: Andromeda,
+        pages: Pages,
+        max_running: int,
+        longest: int,
+        static: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.pages, self.max_running = model, pages, max_running
         self.device = model.output_weight.device
-        self._blocks = pack(model)
+        self._blocks = pack(model, compiled)
         self._certificates: dict[int, Certificate] = {}
         self._table = np.zeros((max_running, FIRST_WIDTH), np.int32)  # the pages of the text at each slot
         self._entered: list[tuple[list[int], int]] = [([], 0)] * max_running  # whose, and how many of them

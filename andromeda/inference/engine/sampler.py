@@ -55,6 +55,8 @@ class Draws:
     def history_with(self, drafts: Sequence[int]) -> History:
         """Were these drawn, too."""
         assert self.history is not None
+        if not drafts:
+            return self.history
         supposed = History(self.history.seen.clone(), self.history.counts.clone())
         for token in drafts:
             supposed.record(torch.tensor([token], device=supposed.seen.device))

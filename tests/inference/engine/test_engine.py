@@ -21,7 +21,7 @@ from andromeda.inference.grammar import Grammars
 from andromeda.inference.sampling import GREEDY, Sampling
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
-from tests.inference.test_generate import CONFIGS, TINY, build
+from tests.inference.test_generate import CONFIGS, build
 
 SAMPLINGS = [
     GREEDY,
@@ -80,13 +80,13 @@ def written(engine: Engine, *requests: Request) -> list[list[int]]:
     return [run.ids(number) for number in run.requests]
 
 
-def some_request(rng: random.Random, before: list[Request], longest: int, num_tokens: int = TINY.num_tokens) -> Request:
-    """Few, none or many tokens of each kind."""
+def some_request(rng: random.Random, before: list[Request], longest: int, most: int, num_tokens: int) -> Request:
+    """A prompt of one to `longest` tokens, and one to `most` new ones."""
     ids = [rng.randrange(num_tokens) for _ in range(rng.choice([1, 2, PAGE, PAGE + 1, rng.randint(1, longest)]))]
     if before and rng.random() < 0.4:  # as an earlier one begins, so that the cache has something
         ids = (list(rng.choice(before).ids) + ids)[:longest]
     stop_ids = frozenset({rng.randrange(num_tokens)} if rng.random() < 0.5 else ())
-    return Request(ids, rng.choice([1, 5, 20, 140]), rng.choice(SAMPLINGS), stop_ids, rng.randrange(2**40))
+    return Request(ids, rng.choice([1, 5, 20, most]), rng.choice(SAMPLINGS), stop_ids, rng.randrange(2**40))
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -111,10 +111,13 @@ class Case:
     texts: list[list[int]]
 
     @classmethod
-    def random(cls, model: Andromeda, seed: int, count: int, longest: int) -> Case:
+    def random(
+        cls, model: Andromeda, seed: int, count: int, longest: int, most: int, sampling: Sampling | None = None
+    ) -> Case:
         rng, requests = random.Random(seed), list[Request]()
         for _ in range(count):
-            requests.append(some_request(rng, requests, longest, model.config.num_tokens))
+            request = some_request(rng, requests, longest, most, model.config.num_tokens)
+            requests.append(replace(request, sampling=sampling or request.sampling))
         texts = [alone(model, request) for request in requests]
         return cls(model, requests, [rng.randrange(5) for _ in requests], texts)
 
@@ -141,12 +144,12 @@ class Case:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_model_writes_what_it_writes_alone(name):
     longest = 60 if name == "absolute positions" else 150
-    Case.random(build(**CONFIGS[name]), 1, 6, longest).check(num_pages=7, step_tokens=50)
+    Case.random(build(**CONFIGS[name]), 1, 6, longest, 140).check(num_pages=7, step_tokens=50)
 
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return Case.random(build(shift_tokens=2), 7, 12, 150)
+    return Case.random(build(shift_tokens=2), 7, 12, 150, 140)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -159,21 +162,23 @@ def test_every_way_writes_what_is_written_alone(case, way):
 
 @pytest.fixture(scope="module")
 def many() -> Case:
+    """Greedy: 8,000 draws in float32 come upon a probability that rounding moves across a filter's edge."""
     torch.manual_seed(0)
-    return Case.random(Andromeda(preset("nano")).eval(), 1, 200, 3000)
+    return Case.random(Andromeda(preset("nano")).eval(), 1, 200, 3000, 300, GREEDY)
+
+
+ON = {"speculate": 15, "prefix_cache": True, "num_pages": 60, "step_tokens": 100}  # 59 pages: they preempt each other
+OFF = {"speculate": 0, "prefix_cache": False, "num_pages": 6000, "step_tokens": 4000}  # no prompt is cut
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("speculate", [0, None])
-@pytest.mark.parametrize("prefix_cache", [False, True])
-@pytest.mark.parametrize("num_pages", [64, None])
-@pytest.mark.parametrize("step_tokens", [100, 4000])
-def test_200_prompts_at_random_times(many, speculate, prefix_cache, num_pages, step_tokens):
-    """Prompts of 1 to 3,000 tokens; in 63 pages they preempt each other; in steps of 4,000 none is cut."""
-    stats = many.check(
-        max_running=16, speculate=speculate, prefix_cache=prefix_cache, num_pages=num_pages, step_tokens=step_tokens
-    )
-    assert (stats.total_preemptions > 0) == (num_pages is not None)
+@pytest.mark.parametrize("off", [(), *((one,) for one in ON), tuple(ON)])
+def test_200_prompts_at_random_times(many, off):
+    """Prompts of 1 to 3,000 tokens, with each of it on, each off alone, and all off."""
+    stats = many.check(max_running=16, **(ON | {name: OFF[name] for name in off}))
+    assert (stats.total_preemptions > 0) == ("num_pages" not in off)
+    assert (stats.total_cached_tokens > 0) == ("prefix_cache" not in off)
+    assert (stats.total_accepted_tokens > 0) == ("speculate" not in off)
 
 
 # ---- chance ----------------------------------------------------------------------------------------

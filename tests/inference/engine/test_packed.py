@@ -11,7 +11,7 @@ import torch
 from andromeda.config import preset
 from andromeda.errors import AndromedaError
 from andromeda.inference.engine.engine import Engine
-from andromeda.inference.engine.packed import can_pack, pack
+from andromeda.inference.engine.packed import can_pack, normalise, pack
 from andromeda.inference.engine.request import Request
 from andromeda.inference.generate import generate
 from andromeda.inference.sampling import GREEDY, Sampling
@@ -54,6 +54,18 @@ def test_other_activations_and_types(activation, dtype):
     got = dict(update.tokens[0].top)
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-6
     assert [got[token] for token in range(61)] == pytest.approx(expected.tolist(), abs=tolerance)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_writes_the_same():
+    model, prompt = build(), some_ids(90)[0].tolist()
+    engine = Engine(model, num_pages=9, compile=True)
+    engine.add(Request(prompt, 30, GREEDY))
+    ids = [token.id for _ in range(30) for _, update in engine.step() for token in update.tokens]
+    engine.close()
+    blocks = engine._runner._blocks
+    assert blocks is not None and blocks[0].normalise is blocks[1].normalise is not normalise
+    assert ids == list(generate(model, prompt, max_new_tokens=30, sampling=GREEDY))
 
 
 def test_eight_bits_move_no_weight_by_more_than_half_a_step_and_logits_by_little():
