@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class PageLayout:
     def __init__(self, page_table: Tensor, lengths: Tensor | Sequence[int], page_size: int) -> None:
         self.page_table, self.given, self.page_size = page_table, lengths, page_size
         self.checked: object = None  # what it was last found to go with
-        self._groups: dict[int, list[Group]] = {}
+        self._groups: dict[int, Groups] = {}
 
     @functools.cached_property
     def lengths(self) -> Tensor:
@@ -53,42 +54,49 @@ class PageLayout:
     def host_lengths(self) -> list[int]:
         return self.given.tolist() if isinstance(self.given, Tensor) else list(self.given)
 
-    @functools.cached_property
-    def order(self) -> Tensor | None:
-        """(B,) rows, the longest first; None where that is their order."""
-        lengths = self.host_lengths
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        in_order = order == list(range(len(order)))
-        return None if in_order else torch.tensor(order, device=self.page_table.device)
-
-    def groups(self, token_bytes: int) -> list[Group]:
-        """Groups of rows in `order`, given the bytes of a token's keys and values. Rows without tokens are in none."""
+    def groups(self, token_bytes: int) -> Groups:
+        """Given the bytes of a token's keys and values."""
         if token_bytes not in self._groups:
             self._groups[token_bytes] = self._grouped(token_bytes)
         return self._groups[token_bytes]
 
-    def _grouped(self, token_bytes: int) -> list[Group]:
-        lengths = sorted(self.host_lengths, reverse=True)
-        table = self.page_table.long()
-        if self.order is not None:
-            table = table[self.order]
+    def _grouped(self, token_bytes: int) -> Groups:
+        lengths, table = self.host_lengths, self.page_table.long()
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         ends = []  # of groups, in rows
         longest, wasted = 0, 0
-        for row, length in enumerate([length for length in lengths if length > 0]):
+        for row, length in enumerate([lengths[row] for row in order if lengths[row] > 0]):
             wasted += (longest - length) * token_bytes
             if row == 0 or wasted > WASTED_BYTES or longest * token_bytes >= ALONE_BYTES:
                 ends.append(row)
                 longest, wasted = length, 0
         ends.append(sum(length > 0 for length in lengths))
-        return [
+        if ends == [0, len(lengths)]:
+            return Groups(None, [Group(0, len(lengths), lengths, table, self.page_size)])
+        index = torch.tensor(order, device=table.device)
+        lengths, table = [lengths[row] for row in order], table[index]
+        groups = [
             Group(first, end, lengths[first:end], table[first:end], self.page_size)
             for first, end in itertools.pairwise(ends)
         ]
+        return Groups(index, groups)
+
+
+@dataclass
+class Groups:
+    """Rows of like length together.
+
+    Attributes:
+        order: (B,) rows, the longest first, those without tokens last and in no group; None: as they are.
+    """
+
+    order: Tensor | None
+    groups: list[Group]
 
 
 @dataclass
 class Group:
-    """Rows first..end - 1 of a layout's order, right-aligned: the longest fills all columns."""
+    """Rows first..end - 1 of an order, right-aligned: the longest fills all columns."""
 
     first: int
     end: int
@@ -97,9 +105,13 @@ class Group:
     page_size: int
     places: dict[object, Tensor] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
-        return self.lengths[0]
+        return max(self.lengths)
+
+    @functools.cached_property
+    def shortest(self) -> int:
+        return min(self.lengths)
 
     @functools.cached_property
     def shifts(self) -> Tensor:
@@ -139,7 +151,7 @@ class Group:
 
     def unseen(self, columns: tuple[int, int]) -> Tensor | None:
         """(rows, 1, columns) booleans: before a row's first token. None: none is."""
-        if columns[0] >= self.width - self.lengths[-1]:
+        if columns[0] >= self.width - self.shortest:
             return None
         key = ("unseen", columns)
         if key not in self.places:
@@ -156,21 +168,20 @@ def gathered_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, layout: Page
     span = longest_span(geometry.rotary)
     if new > span:
         return _in_spans(q, k_pages, v_pages, layout, geometry, int(span))
-    order, sets = layout.order, _head_sets(q.shape[2], k_pages.shape[2], geometry.rotary, *_on_host(geometry))
+    grouped = layout.groups(2 * k_pages.shape[2] * k_pages.shape[3] * q.element_size())
+    sets = _head_sets(q.shape[2], k_pages.shape[2], geometry.rotary, *_on_host(geometry))
     if new > 1:
         q = q.flip(1)  # the last token first, which _biases wants
-    if order is not None:
-        q = q.index_select(0, order)
-    outs = [
-        _Walk(group, q[group.first : group.end], k_pages, v_pages, geometry.rotary).attend(sets)
-        for group in layout.groups(2 * k_pages.shape[2] * k_pages.shape[3] * q.element_size())
-    ]
-    seen = sum(out.shape[0] for out in outs)
-    if seen < q.shape[0]:
-        outs.append(torch.zeros_like(q[seen:]))
-    out = outs[0] if len(outs) == 1 else torch.cat(outs)
-    if order is not None:
-        out = torch.empty_like(out).index_copy_(0, order, out)
+    if grouped.order is None:
+        out = _Walk(grouped.groups[0], q, k_pages, v_pages, geometry).attend(sets)
+    else:
+        q = q.index_select(0, grouped.order)
+        outs = [
+            _Walk(group, q[group.first : group.end], k_pages, v_pages, geometry).attend(sets)
+            for group in grouped.groups
+        ]
+        seen = sum(out.shape[0] for out in outs)
+        out = torch.empty_like(q).index_copy_(0, grouped.order, torch.cat([*outs, torch.zeros_like(q[seen:])]))
     return out.flip(1) if new > 1 else out
 
 
@@ -195,28 +206,20 @@ class _HeadSet:
     kv: tuple[int, int]
     rotated: bool
     reach: int  # tokens, the longest window
-    bounded: bool
     slopes: tuple[float, ...] | None
     windows: tuple[int, ...] | None
 
 
-_Numbers = tuple[tuple[float, ...] | None, tuple[int, ...] | None, tuple[bool, ...] | None]
-
-
-def _on_host(geometry: Geometry) -> _Numbers:
-    """Slopes, windows, and which bounds are low; from a CPU that takes a microsecond each."""
-    slopes, windows, bounds = geometry.slopes, geometry.windows, geometry.bounds
-    return (
-        None if slopes is None else tuple(slopes.tolist()),
-        None if windows is None else tuple(windows.tolist()),
-        None if bounds is None else tuple(bound <= MAX_BOUND_WITHOUT_MAXIMUM for bound in bounds.tolist()),
-    )
+def _on_host(geometry: Geometry) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+    """Slopes and windows; from a CPU that takes a microsecond each."""
+    slopes, windows = geometry.slopes, geometry.windows
+    return None if slopes is None else tuple(slopes.tolist()), None if windows is None else tuple(windows.tolist())
 
 
 @functools.lru_cache(maxsize=256)
 def _head_sets(
     heads: int, kv_heads: int, rotary: Rotary | None, slopes: tuple[float, ...] | None,
-    windows: tuple[int, ...] | None, bounded: tuple[bool, ...] | None,
+    windows: tuple[int, ...] | None,
 ) -> list[_HeadSet]:  # fmt: skip
     """All heads, cut where the rotated ones end, where the local ones end, and so that kv heads have equal parts."""
     rotated = 0 if rotary is None else rotary.heads
@@ -228,7 +231,6 @@ def _head_sets(
     return [
         _HeadSet(
             first, end, (first // group, (end - 1) // group + 1), first < rotated, max(reaches[first:end]),
-            bounded is not None and all(bounded[first:end]),
             slopes[first:end] if any(slopes[first:end]) else None,
             reaches[first:end] if min(reaches[first:end]) < EVERYTHING else None,
         )
@@ -239,12 +241,12 @@ def _head_sets(
 class _Walk:
     """One group's queries over its keys, piece by piece."""
 
-    def __init__(self, group: Group, q: Tensor, k_pages: Tensor, v_pages: Tensor, rotary: Rotary | None) -> None:
-        self.group, self.q, self.rotary = group, q, rotary
+    def __init__(self, group: Group, q: Tensor, k_pages: Tensor, v_pages: Tensor, geometry: Geometry) -> None:
+        self.group, self.q, self.rotary, self.bounds = group, q, geometry.rotary, geometry.bounds
         self.k_pages, self.v_pages = _rows_of(k_pages), _rows_of(v_pages)
         self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.new = q.shape[1]
-        self.turns: Tensor | None = None  # of the rotated keys' columns
+        self.turns: tuple[Tensor, Tensor] | None = None  # of the rotated keys' columns
 
     def attend(self, sets: list[_HeadSet]) -> Tensor:
         """(rows, N, heads, dim_head)."""
@@ -257,7 +259,7 @@ class _Walk:
         shape = self.q.shape[0], -1, self.new, self.q.shape[3]
         out = parts[0].view(shape) if len(parts) == 1 else torch.cat([part.view(shape) for part in parts], dim=1)
         out = out.transpose(1, 2).to(self.q.dtype)
-        if self.group.lengths[-1] < self.new:
+        if self.group.shortest < self.new:
             for row, length in enumerate(self.group.lengths):
                 out[row, length:] = 0.0  # the last token comes first; those before position 0 see nothing
         return out
@@ -273,7 +275,12 @@ class _Walk:
 
     def _in_pieces(self, sets: list[_HeadSet], firsts: list[int], pieces: list[tuple[int, int]]) -> list[Tensor]:
         """Of each set, (rows * kv heads, heads of each * N, dim_head)."""
-        states = [_State(self._queries(heads), heads.bounded) for heads in sets]
+        bounds = [math.inf] * self.q.shape[2] if self.bounds is None else self.bounds.tolist()
+        highest = [max(bounds[heads.first : heads.end]) for heads in sets]
+        states = [
+            _State(self._queries(heads), bound <= MAX_BOUND_WITHOUT_MAXIMUM)
+            for heads, bound in zip(sets, highest, strict=True)
+        ]
         for columns in pieces:
             piece = _Piece(self, columns)
             for heads, first, state in zip(sets, firsts, states, strict=True):
@@ -301,11 +308,13 @@ class _Walk:
 
     def _queries(self, heads: _HeadSet) -> Tensor:
         """(rows * kv heads, heads of each * N, dim_head)."""
-        q = self.q[:, :, heads.first : heads.end].to(self.dtype).transpose(1, 2)
-        if heads.rotated and self.new > 1:
-            assert self.rotary is not None
-            cos, sin = relative_table(self.rotary, self.new - 1, 1, True, q.device, self.dtype)
-            q = rotate(q, cos.flip(0), sin.flip(0))
+        q = self.q[:, :, heads.first : heads.end].to(self.dtype)
+        if self.new > 1:
+            q = q.transpose(1, 2)
+            if heads.rotated:
+                assert self.rotary is not None
+                cos, sin = relative_table(self.rotary, self.new - 1, 1, True, q.device, self.dtype)
+                q = rotate(q, cos.flip(0), sin.flip(0))
         return q.reshape(q.shape[0] * (heads.kv[1] - heads.kv[0]), -1, q.shape[3])
 
     def _logits(self, heads: _HeadSet, q: Tensor, piece: _Piece) -> Tensor:
@@ -392,8 +401,8 @@ class _Piece:
     def _rotated(self, keys: Tensor) -> Tensor:
         turns = self.walk.turns
         assert turns is not None
-        first = turns.shape[1] - self.walk.group.width + self.columns[0]
-        cos, sin = turns[:, first : first + keys.shape[1]]
+        first = turns[0].shape[0] - self.walk.group.width + self.columns[0]
+        cos, sin = (table.narrow(0, first, keys.shape[1]) for table in turns)
         k1, k2 = keys.chunk(2, dim=-1)
         return torch.cat([k2, k1], dim=-1).mul_(sin).addcmul_(keys, cos)  # `rotate` in passes without strides
 
@@ -468,9 +477,9 @@ def _bias_table(
 
 
 @functools.lru_cache(maxsize=8)
-def _turns(rotary: Rotary, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(2, tokens, dim_head): what a key and what its swapped halves are multiplied by, the last token's distance 0."""
+def _turns(rotary: Rotary, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(tokens, dim_head) each: what a key, and what its swapped halves are multiplied by, the last at distance 0."""
     with torch.inference_mode(False):
         cos, sin = relative_table(rotary, tokens - 1, 1, False, device, dtype)
-        both = torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
-        return both.masked_fill(both.abs() < SMALLEST_DECAY, 0.0)
+        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        return cos.masked_fill(cos.abs() < SMALLEST_DECAY, 0.0), sin.masked_fill(sin.abs() < SMALLEST_DECAY, 0.0)

@@ -150,10 +150,13 @@ class TestWhatIsRead:
 class TestGroups:
     def groups(self, lengths: list[int], token_bytes: int) -> list[list[int]]:
         layout = PageLayout(torch.zeros(len(lengths), 1), lengths, 64)
-        return [group.lengths for group in layout.groups(token_bytes)]
+        return [group.lengths for group in layout.groups(token_bytes).groups]
 
     def test_rows_of_like_length_go_together(self) -> None:
         assert self.groups([5, 1000, 0, 990, 7], 512) == [[1000, 990], [7, 5]]
+
+    def test_one_group_keeps_the_order(self) -> None:
+        assert self.groups([5, 7, 6], 512) == [[5, 7, 6]]
 
     def test_what_is_wasted_adds_up(self) -> None:
         assert self.groups([1000, 900, 700, 500], 512) == [[1000, 900, 700], [500]]
