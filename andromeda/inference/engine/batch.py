@@ -106,15 +106,15 @@ class Batch:
     _kept: list[Tensor] = field(default_factory=list)  # (k, dim) of each block and slot
 
     def attention(self, block: int, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
-        keys, values = self.pages.keys[block], self.pages.values[block]
-        keys.flatten(0, 1).index_copy_(0, self.cells, k[0])
-        values.flatten(0, 1).index_copy_(0, self.cells, v[0])
+        keys, values = self.pages.keys_of[block], self.pages.values_of[block]
+        self.pages.key_cells[block].index_copy_(0, self.cells, k[0])
+        self.pages.value_cells[block].index_copy_(0, self.cells, v[0])
         outs = [part.attend(q[0], keys, values, geometry) for part in self.parts]
         return (outs[0] if len(outs) == 1 else torch.cat(outs))[None]
 
     def shift(self, block: int, slot: int, x: Tensor) -> Tensor:
-        assert self.pages.shifts is not None and self.before is not None
-        states = self.pages.shifts[block, slot]  # (num_pages, s, dim)
+        assert self.before is not None
+        states = self.pages.shifts_of[block][slot]  # (num_pages, s, dim)
         amount, before = states.shape[1], states.index_select(0, self.before)
         width = x.shape[-1] // (amount + 1)
         if self.by_index is None:

@@ -76,8 +76,8 @@ class PackedBlock:
         if config.shift_tokens:
             x = batch.shift(self.index, 0, x)
         mixed = F.linear(x, self.way_in)  # (1, T, F, then q, k, v)
-        q_k, v = mixed[..., inner:].unflatten(-1, (-1, config.dim_head)).split([both, config.kv_heads], dim=2)
-        q_k = self.normalise(q_k, self.factor)
+        q_k_v = mixed[..., inner:].view(1, x.shape[1], both + config.kv_heads, config.dim_head)
+        q_k, v = self.normalise(q_k_v[:, :, :both], self.factor), q_k_v[:, :, both:]
         q, k = q_k[:, :, :heads], q_k[:, :, heads:]
         if step.q_scale is not None:
             q = q * step.q_scale.to(q.dtype)

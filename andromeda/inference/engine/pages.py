@@ -31,6 +31,12 @@ class Pages:
         if config.shift_tokens:
             state = config.shift_tokens, config.dim
             self.shifts = torch.empty(config.depth, _slots(config), num_pages, *state, dtype=dtype, device=device)
+        # What a step looks at, block by block: views, made once.
+        self.keys_of, self.values_of = list(self.keys), list(self.values)
+        self.key_cells, self.value_cells = (
+            [x.flatten(0, 1) for x in those] for those in (self.keys_of, self.values_of)
+        )
+        self.shifts_of = [] if self.shifts is None else [list(of_block) for of_block in self.shifts]
         for pages in (self.keys[:, :1], self.values[:, :1], None if self.shifts is None else self.shifts[:, :, :1]):
             if pages is not None:
                 pages.zero_()  # padding reads page 0

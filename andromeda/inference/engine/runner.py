@@ -173,41 +173,45 @@ class Step:
         starts, counts: (R,) a row's first position, and its tokens. firsts: which of the T its first token is.
         ids, positions, cells, pages: (T,) cells are places in the cache, counted in tokens of all pages.
         table: (R, width) pages of each row's text.
-        before, ends: (R,) the page that holds the shift state before a row, and that of its last token.
+        before, ends: (R,) the page that holds the shift state before a row, and that of the token of a row of one.
         fresh: (R,) whether a row begins its text.
         singles, few, drafted: how many rows are of one token, of a few, and of these with drafts.
     """
 
     def __init__(self, rows: Sequence[Row], table: NDArray[np.int32], shifts: bool) -> None:
-        self.rows = sorted(rows, key=_kind)
         self.batch: Batch | None = None
+        self.only_singles = all(row.count == row.draws == 1 for row in rows)
+        self.rows = list(rows) if self.only_singles else sorted(rows, key=_kind)
+        self.slots = np.array([row.text.slot for row in self.rows], np.int64)
         self.starts = np.array([row.start for row in self.rows], np.int64)
         self.counts = np.array([row.count for row in self.rows], np.int64)
-        self.slots = np.array([row.text.slot for row in self.rows], np.int64)
         self.table = table[self.slots]
+        if self.only_singles:
+            self._lay_out_singles()
+        else:
+            self._lay_flat()
+        self.pages = self.table[self.row_of, self.positions // PAGE].astype(np.int64)
+        self.cells = self.pages * PAGE + self.positions % PAGE
+        self.shifts = shifts
+        if shifts:
+            self.fresh = self.starts == 0
+            self.before = self.table[np.arange(len(rows)), np.maximum(self.starts - 1, 0) // PAGE].astype(np.int64)
+            self.ends = self.pages  # of rows of one token
+
+    def _lay_out_singles(self) -> None:
+        self.singles, self.drafted, self.few = len(self.rows), 0, 0
+        self.ids = np.array([row.text.ids[row.start] for row in self.rows], np.int64)
+        self.firsts = self.row_of = np.arange(len(self.rows))
+        self.positions = self.starts
+
+    def _lay_flat(self) -> None:
         kinds = [_kind(row) for row in self.rows]
         self.singles, self.drafted = kinds.count(0), kinds.count(1)
         self.few = self.drafted + kinds.count(2)
-        self.only_singles = self.singles == len(rows)
         self.ids = np.array([token for row in self.rows for token in _tokens(row)], np.int64)
-        self._lay_flat()
-        self.shifts = shifts
-        if shifts:
-            before = np.maximum(self.starts - 1, 0) // PAGE
-            self.fresh = self.starts == 0
-            index = np.arange(len(self.rows))
-            self.before = self.table[index, before].astype(np.int64)
-            self.ends = self.table[index, (self.starts + self.counts - 1) // PAGE].astype(np.int64)
-
-    def _lay_flat(self) -> None:
         self.firsts = np.cumsum(self.counts) - self.counts
-        if self.only_singles:
-            self.row_of, self.positions = np.arange(len(self.rows)), self.starts
-        else:
-            self.row_of = np.repeat(np.arange(len(self.rows)), self.counts)
-            self.positions = np.arange(len(self.ids)) - (self.firsts - self.starts)[self.row_of]
-        self.pages = self.table[self.row_of, self.positions // PAGE].astype(np.int64)
-        self.cells = self.pages * PAGE + self.positions % PAGE
+        self.row_of = np.repeat(np.arange(len(self.rows)), self.counts)
+        self.positions = np.arange(len(self.ids)) - (self.firsts - self.starts)[self.row_of]
 
     def numbers(self) -> dict[str, NDArray[np.int64]]:
         """Of rows of one token each, as `StaticSteps` takes them."""
