@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,17 @@ def test_trusted_text_may_hold_control_tokens(ours: Tokenizer) -> None:
 def test_a_batch_is_encoded_as_its_texts(ours: Tokenizer) -> None:
     texts = [*CORPUS, "", *HOSTILE]
     assert ours.encode_batch(texts) == [ours.encode(text) for text in texts]
+
+
+def test_a_long_text_lets_other_threads_go_on(ours: Tokenizer) -> None:
+    """A server has one tokenizer for all: who sends megabytes must not stop the others."""
+    encoding = threading.Thread(target=ours.encode, args=("1" * 500_000,))
+    turns = 0
+    encoding.start()
+    while encoding.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 20
 
 
 def test_bad_text_is_refused(ours: Tokenizer) -> None:

@@ -47,6 +47,8 @@ class LocalService:
                     index, update = await streams.next(deadline)
                 except TimeoutError:
                     break
+                if writers[index].ended:  # what was written behind its stop string, before the engine heard of that
+                    continue
                 if update.finish_reason == "error":
                     raise ApiError(500, update.error or "the model failed", code="engine_error")
                 cached[index] = max(cached[index], update.cached_tokens)
@@ -101,6 +103,8 @@ class _Streams:
 
     async def next(self, deadline: float) -> tuple[int, Update]:
         """What comes next, and of which request. Raises TimeoutError at the deadline, in `monotonic` seconds."""
+        if monotonic() >= deadline:  # what is there already would be had in no time
+            raise TimeoutError
         async with asyncio.timeout(deadline - monotonic()):
             return await self._arrivals.get()
 

@@ -207,7 +207,8 @@ class Tokenizer:
         """
         encoder = self._full if allow_special else self._plain.encoder
         try:
-            return encoder.encode(text, add_special_tokens=False).ids
+            # By the batch, as the library does that without Python's lock, and without offsets: faster by half.
+            return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError:
             check_text(text)
             raise
