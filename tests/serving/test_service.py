@@ -42,16 +42,21 @@ def written(tokenizer: Tokenizer, text: str, last: Update) -> list[Update]:
     return [*(Update((Token(token),)) for token in tokenizer.encode(text)), last]
 
 
-async def pieces_of(service: LocalService, **asked: object) -> list[Piece | Count]:
-    request = CompletionRequest.model_validate({"model": NAME, "prompt": "a", **asked})
-    return [piece async for piece in service.answer(request)]
+async def read(service: LocalService, pause_seconds: float = 0.0, **asked: object) -> tuple[list[Piece], Count]:
+    pieces: list[Piece] = []
+    async for piece in service.answer(CompletionRequest.model_validate({"model": NAME, "prompt": "a", **asked})):
+        if isinstance(piece, Count):
+            return pieces, piece
+        pieces.append(piece)
+        await asyncio.sleep(pause_seconds)
+    raise AssertionError("there is no count")
 
 
 @pytest.mark.parametrize("last", [Update((), "length"), Update((), "error", error="too late")])
 def test_what_was_written_behind_a_stop_string_is_no_part_of_the_answer(tokenizer, last):
     texts = [written(tokenizer, "sea! said: 日本語", last), written(tokenizer, "the sea", Update((), "length"))]
     service = LocalService(Ahead(texts), tokenizer, Limits())
-    *pieces, count = asyncio.run(pieces_of(service, n=2, stop="!"))
+    pieces, count = asyncio.run(read(service, n=2, stop="!"))
     assert [(piece.index, piece.finish_reason) for piece in pieces if piece.finish_reason] == [
         (0, "stop"),
         (1, "length"),
@@ -63,14 +68,5 @@ def test_what_was_written_behind_a_stop_string_is_no_part_of_the_answer(tokenize
 def test_a_request_has_its_time_though_an_update_is_always_there(tokenizer):
     texts = [[Update((Token(5),))] * 1000]
     service = LocalService(Ahead(texts), tokenizer, Limits(request_seconds=0.02))
-
-    async def read_slowly() -> list[Piece | Count]:
-        found = []
-        request = CompletionRequest.model_validate({"model": NAME, "prompt": "a", "max_tokens": 1000})
-        async for piece in service.answer(request):
-            found.append(piece)
-            await asyncio.sleep(0.001)
-        return found
-
-    *pieces, count = asyncio.run(read_slowly())
+    pieces, count = asyncio.run(read(service, pause_seconds=0.001, max_tokens=1000))
     assert pieces[-1].finish_reason == "length" and 0 < count.completion_tokens < 500
