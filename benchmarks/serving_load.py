@@ -213,12 +213,15 @@ def report(found: dict[str, Any]) -> str:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     for axes, (name, shown) in zip(figure.subplots(1, 3), SHOWN.items(), strict=True):
         values = 1000 * np.array(found[name])
-        axes.hist(values, bins=np.geomspace(max(values[0], 0.1), values[-1], 50).tolist(), color="#2c5f9e")
-        axes.set(xscale="log", xlabel="ms", title=shown)
+        bins, percent = np.geomspace(max(values[0], 0.1), values[-1], 50), np.full(len(values), 100 / len(values))
+        axes.hist(values, bins=bins.tolist(), weights=percent, color="#2c5f9e")
+        axes.set(xscale="log", xlabel="ms", ylabel="%", title=shown)
+        axes.xaxis.set_minor_formatter(NullFormatter())  # its labels would lie on each other
         axes.grid(alpha=0.3)
     figure.suptitle(f"{found['clients']} clients, {found['answered']:,} answers")
     figure.savefig(path, dpi=120)
