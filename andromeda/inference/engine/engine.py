@@ -253,8 +253,17 @@ class Engine:
             elif span.start in failed:
                 updates.append(self._fail(self._of_text[row.text], _in_a_line(failed[span.start])))
             else:
-                updates.append(self._take(row, ids[span][:count], logits[span]))
+                updates.append(self._taken(row, ids[span][:count], logits[span]))
         return updates
+
+    def _taken(self, row: Row, ids: Sequence[int], logits: Tensor) -> tuple[int, Update]:
+        """As `_take`; what goes wrong ends this text alone: others of the step may have had their last token."""
+        entry = self._of_text[row.text]
+        try:
+            return self._take(row, ids, logits)
+        except Exception as error:
+            LOG.exception("a step failed for one text, and ends it")
+            return self._fail(entry, _in_a_line(error))
 
     def _take(self, row: Row, ids: Sequence[int], logits: Tensor) -> tuple[int, Update]:
         """A text goes on by what was drawn behind its last token and the drafts that were right."""
@@ -279,6 +288,7 @@ class Engine:
         if _new_tokens(text) == 0:
             self._totals["cached"] += text.cached_tokens or 0
         self._totals["new"] += len(new)
+        tokens = self._tokens(request, new, logits)
         entry.draws.record(new)
         self._scheduler.advance(row, new)
         reason: FinishReason | None = "stop" if stopped else None
@@ -286,7 +296,7 @@ class Engine:
             reason = "length"
         if reason is not None:
             self._end(entry)
-        return entry.number, Update(self._tokens(request, new, logits), reason, text.cached_tokens or 0)
+        return entry.number, Update(tokens, reason, text.cached_tokens or 0)
 
     def _tokens(self, request: Request, new: Sequence[int], logits: Tensor) -> tuple[Token, ...]:
         if request.top_logprobs is None:

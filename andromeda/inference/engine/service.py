@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from andromeda.errors import AndromedaError
 from andromeda.inference.engine.engine import Engine
 from andromeda.inference.engine.request import Request, Stats, Update
 
+LOG = logging.getLogger(__name__)
 CLOSED = Update((), "error", error="engine: it was closed before the text ended; start it again")
 
 
@@ -120,8 +122,14 @@ class Service:
             wait = False
 
     def _add(self, stream: _Stream, request: Request) -> None:
-        stream.number = self._engine.add(request)
-        self._streams[stream.number] = stream
+        try:
+            stream.number = self._engine.add(request)
+        except Exception as error:  # such as no memory; others go on
+            LOG.exception("a request could not be taken")
+            update = Update((), "error", error=f"engine: the request could not be taken: {type(error).__name__}")
+            self._send(stream.loop, [(stream, update)])
+        else:
+            self._streams[stream.number] = stream
 
     def _abort(self, stream: _Stream) -> None:
         if stream.number is not None and self._streams.pop(stream.number, None) is not None:
@@ -138,11 +146,14 @@ class Service:
             if update.finish_reason is not None:
                 del self._streams[number]
         for loop, those in of_loop.items():
-            try:
-                loop.call_soon_threadsafe(_put_all, those)
-            except RuntimeError:  # the loop is closed: nobody reads them
-                for stream, _ in those:
-                    self._abort(stream)
+            self._send(loop, those)
+
+    def _send(self, loop: asyncio.AbstractEventLoop, those: list[tuple[_Stream, Update]]) -> None:
+        try:
+            loop.call_soon_threadsafe(_put_all, those)
+        except RuntimeError:  # the loop is closed: nobody reads them
+            for stream, _ in those:
+                self._abort(stream)
 
 
 def _put_all(updates: list[tuple[_Stream, Update]]) -> None:

@@ -417,6 +417,24 @@ def test_what_fails_in_a_step_ends_those_in_it_and_not_the_engine(monkeypatch):
     assert run.engine.stats().used_pages == 0
 
 
+def test_what_fails_for_one_text_of_a_step_takes_no_last_token_from_another(monkeypatch):
+    model = build()
+    run = Run(Engine(model, num_pages=20))
+    ending, failing = run.add(Request([1], 1, seed=1)), run.add(Request([2], 9, seed=2, top_logprobs=1))
+    going_on = run.add(Request([3], 9, seed=3))
+
+    def no_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("andromeda.inference.engine.engine.with_logprobs", no_memory)
+    run.finish()
+    assert (
+        run.last[ending].finish_reason == "length" and run.last[failing].error == "engine: RuntimeError: out of memory"
+    )
+    assert run.ids(going_on) == alone(model, run.requests[going_on])
+    assert run.engine.stats().used_pages == 0
+
+
 def test_logits_that_are_no_numbers_end_the_text():
     model = build()
     with torch.no_grad():

@@ -114,6 +114,24 @@ def test_a_request_that_cannot_be_answered_is_refused_before_it_is_asked():
     serve(use)
 
 
+def test_a_request_that_cannot_be_taken_ends_itself_alone(monkeypatch):
+    async def use(service, model):
+        going_on = asyncio.create_task(text_of(service, Request([1], 200, seed=1)))
+        await until(lambda: service.stats().running == 1)
+
+        def no_memory(*_):
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("andromeda.inference.engine.engine.Draws", no_memory)
+            _, last = await text_of(service, Request([2], 5))
+        assert last.error == "engine: the request could not be taken: MemoryError"
+        ids, _ = await going_on
+        assert ids == alone(model, Request([1], 200, seed=1)) and service.alive
+
+    serve(use)
+
+
 def test_an_engine_that_breaks_leaves_nobody_waiting(monkeypatch):
     async def use(service, model):
         def broken():
