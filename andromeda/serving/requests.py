@@ -133,6 +133,8 @@ class JsonObjectFormat(_Part):
 
 
 class JsonSchema(_Part):
+    model_config = ConfigDict(serialize_by_alias=True)  # a request goes to replicas in its own form
+
     name: Name
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema", description="A JSON schema; the answer keeps to it.")
