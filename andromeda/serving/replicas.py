@@ -169,7 +169,7 @@ class ReplicaService:
 
 
 def start_ray(replicas: int) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts one on this machine with no port open to others."""
+    """Joins the cluster at RAY_ADDRESS, or starts one on this machine. Its processes know each other by a token."""
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, configure_logging=False)
     else:

@@ -87,9 +87,10 @@ class _Server(uvicorn.Server):
         LOG.info("listening", extra={"fields": {"host": host, "port": port}})
         loading = asyncio.create_task(self._load_model())
         await self.serve(sockets=[listener])
-        if loading.done():
-            loading.result()
-        loading.cancel()
+        if not loading.done():
+            LOG.info("stopped while the model was loaded")
+            os._exit(0)  # the thread that loads it cannot be stopped
+        loading.result()
         if self._state.service is not None:
             await self._state.service.close()
         LOG.info("stopped")

@@ -141,6 +141,14 @@ def test_a_second_sigterm_ends_it_at_once(start, directory):
     assert KEY not in json.dumps(server.log)
 
 
+def test_sigterm_while_the_model_is_loaded_ends_it(start):
+    server = start()
+    if httpx.get(f"{server.url}/ready").status_code == 200:
+        pytest.skip("the model was loaded at once")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+
+
 @pytest.mark.slow
 def test_replicas_are_renewed_on_sighup_and_end_with_the_server(start, directory):
     pytest.importorskip("ray")
@@ -183,6 +191,14 @@ def test_a_key_is_one_and_is_sound(capsys, monkeypatch, tmp_path):
     assert "ANDROMEDA_API_KEY holds no API key" in refusal(capsys, "nowhere")
     monkeypatch.setenv("ANDROMEDA_API_KEY", KEY)
     assert "not both" in refusal(capsys, "nowhere", "--api-key-file", str(tmp_path / "key"))
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+def test_what_is_not_installed_is_told(capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in [name for name in sys.modules if name.startswith("andromeda.serving")]:
+        monkeypatch.delitem(sys.modules, module)
+    assert "pip install 'andromeda-lm[serve]'" in refusal(capsys, "nowhere")
 
 
 def test_a_port_that_is_taken_is_told(capsys):

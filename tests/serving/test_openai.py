@@ -61,6 +61,7 @@ def chat(served: Served, **asked: Any) -> Any:
     }
     counts = ("prompt_tokens", "completion_tokens", "total_tokens")
     assert [getattr(chunks[-1].usage, name) for name in counts] == [getattr(whole.usage, name) for name in counts]
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
     return whole
 

@@ -50,10 +50,14 @@ class Here:
         until(lambda: self.idle)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _endless(tokenizer) -> None:
+    """A text that does not end by itself."""
+    LONG["logit_bias"] = {str(token): -100 for token in tokenizer.stop_ids}
+
+
 @pytest.fixture(scope="module")
 def here(backend, tokenizer) -> Iterator[Here]:
-    endless = {str(token): -100 for token in tokenizer.stop_ids}
-    LONG["logit_bias"] = endless
     with serving(ServerState(NAME, LIMITS), LocalService(backend, tokenizer, LIMITS)) as port:
         until(lambda: port.state.service is not None)
         yield Here(port, backend)
@@ -398,4 +402,8 @@ def test_a_request_has_its_time(backend, tokenizer):
         answer = httpx.post(f"{port.url}/v1/completions", json=LONG, timeout=30).json()
         assert answer["choices"][0]["finish_reason"] == "length" and answer["choices"][0]["text"]
         assert 0 < answer["usage"]["completion_tokens"] < 3000
+        service = LocalService(backend, tokenizer, replace(limits, request_seconds=1e-9))
+        port.state.service = service
+        answer = httpx.post(f"{port.url}/v1/completions", json=LONG, timeout=30)
+        assert answer.status_code == 503 and answer.headers["retry-after"], "not begun"
         until(lambda: backend.idle)
