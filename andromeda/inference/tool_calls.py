@@ -74,7 +74,7 @@ class ReplyStream:
         return [delta for token in ids for delta in self._step(token)]
 
     def flush(self) -> list[Delta]:
-        """What is left at the end. A call that was cut off is content, unless it has begun to be passed on."""
+        """What is left at the end. A call that was cut off is content; under a grammar, what was passed on of it."""
         deltas = [*self._text(self._decoder.flush()), *self._end_call("")]
         if self._held:
             deltas.append(Delta(self._held))
@@ -131,6 +131,8 @@ class ReplyStream:
             self._held = ""
             yield Delta(index=self._calls, id=call.id, name=call.name, arguments=call.arguments)
             self._calls += 1
+        elif self._constrained and not end:  # cut off before its name: a call, and nothing to be shown of it
+            self._held = ""
         else:
             yield from self._text(f"{OPEN}{text}{end}")
 

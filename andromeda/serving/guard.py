@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 OPEN = "/health"  # asks for no key
 THIS_MACHINE = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 FAILURE = ApiError(500, "the server failed; its log says why", code="internal")
+GONE = 499  # in metrics, as nginx has it: the client went away before any answer
 CHALLENGE = 'Bearer, Basic realm="andromeda"'  # at the second a browser asks its user for the key
 
 
@@ -73,7 +74,7 @@ class Guard:
 
     def _record(self, exchange: Exchange) -> None:
         fields = exchange.fields()
-        self._metrics.requests.labels(exchange.route, str(exchange.status)).inc()
+        self._metrics.requests.labels(exchange.route, str(exchange.status or GONE)).inc()
         if exchange.error is not None:
             self._metrics.errors.labels(exchange.error.type).inc()
         if not exchange.complete:

@@ -51,6 +51,7 @@ def plain(reply: Reply) -> tuple[str | None, list[tuple[str, Any]]]:
 
 @given(st.none() | hard_texts, calls, st.booleans())
 def test_what_the_template_writes_comes_back(content, made, constrained):
+    constrained = constrained and OPEN not in (content or "")  # a grammar's text has no such token
     found = read_reply(TOKENIZER, said(content, made), constrained)
     assert plain(found) == (content or (None if made else ""), made)
     assert len({call.id for call in found.calls}) == len(made)
@@ -168,7 +169,7 @@ def test_a_call_that_is_cut_off_under_a_grammar_has_the_arguments_so_far(given_a
             so_far = text.partition('"arguments": ')[2]
             assert reply.calls[0].arguments == (whole if so_far == whole + "}" else so_far)
         else:
-            assert reply.content == text
+            assert reply.content == ""
             assert '"arguments": ' not in text
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from andromeda.serving.app import create_app
+from andromeda.serving.guard import Guard
 from andromeda.serving.logs import JsonLines
+from andromeda.serving.metrics import Metrics
 from andromeda.serving.service import LocalService
 from andromeda.serving.state import ServerState
 from tests.serving.conftest import NAME, Served
@@ -153,3 +157,13 @@ def test_two_servers_count_apart(served):
     served.http.post("/v1/completions", json=ASKED)
     with TestClient(create_app(other), base_url="http://localhost") as http:
         assert "time_to_first_token_seconds_count 0.0" in http.get("/metrics").text
+
+
+def test_a_client_that_was_gone_before_any_answer_has_a_status_of_its_own():
+    async def says_nothing(*_: Any) -> None:
+        """As an answer whose client went away."""
+
+    metrics, scope = Metrics(), {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(says_nothing, None, metrics)(scope, says_nothing, says_nothing))  # type: ignore[arg-type]
+    counted = metrics.registry.get_sample_value("andromeda_requests_total", {"route": "none", "status": "499"})
+    assert counted == metrics.registry.get_sample_value("andromeda_disconnects_total") == 1
