@@ -1,7 +1,8 @@
 """Who reads how many tokens in each step, and who holds which pages. No tensors.
 
 Each step: first a token for each text that is being written, with drafts where there is room; then parts of prompts, in
-order of arrival; then new texts, in order of arrival, as long as their prompts fit. When a text that is being written
+order of arrival, those of new texts that fit among them. Each prompt takes half of what is left, so that a short one
+does not wait for a long one; what nobody behind has a use for goes to the first. When a text that is being written
 needs a page and there is none, the one that arrived last gives back its own and waits; it is read again later.
 So texts that run arrived before all that wait, and the first always moves on.
 """
@@ -86,15 +87,19 @@ class Scheduler:
         """The next step; none where nothing is to be done."""
         rows = self._written()
         budget = self.step_tokens - sum(row.count for row in rows)
+        parts: list[Row] = []
         for text in self.running:
             if budget and not _is_written(text):
-                rows.append(_part(text, budget))
-                budget -= rows[-1].count
+                parts.append(_part(text, _share(budget)))
+                budget -= parts[-1].count
         while budget and self.waiting and self._slots and self._admit(self.waiting[0]):
             text = self.waiting.popleft()
-            rows.append(_part(text, budget))
-            budget -= rows[-1].count
-        return rows
+            parts.append(_part(text, _share(budget)))
+            budget -= parts[-1].count
+        for place, row in enumerate(parts):
+            parts[place] = _part(row.text, row.count + budget)
+            budget -= parts[place].count - row.count
+        return rows + parts
 
     def advance(self, row: Row, new: Sequence[int]) -> None:
         """A row was read, and these tokens came of it: the drafts that were right, and one more."""
@@ -200,6 +205,11 @@ class Scheduler:
 
 def _is_written(text: Text) -> bool:
     return text.computed == len(text.ids) - 1
+
+
+def _share(budget: int) -> int:
+    """That one prompt takes at first; a few large parts cost less than many small ones."""
+    return min(budget, max(budget // 2, PAGE))
 
 
 def _part(text: Text, most: int) -> Row:

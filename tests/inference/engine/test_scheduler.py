@@ -133,6 +133,18 @@ def test_what_is_written_comes_before_prompts():
     assert [(row.text, row.count) for row in w.scheduler.plan()] == [(first, 1), (second, 69)]
 
 
+def test_a_short_prompt_does_not_wait_for_long_ones():
+    w = world(99, step_tokens=8 * PAGE)
+    longest, long = start(w, [1] * (30 * PAGE), 9), start(w, [2] * (20 * PAGE), 9)
+    w.step()
+    short = start(w, [3] * 10, 9)
+    shares = [(longest, 6 * PAGE - 10), (long, 2 * PAGE), (short, 10)]
+    assert [(row.text, row.count) for row in w.scheduler.plan()] == shares
+    w.scheduler.end(long)
+    w.scheduler.end(short)
+    assert [row.count for row in w.scheduler.plan()] == [8 * PAGE]
+
+
 def test_the_last_to_arrive_gives_back_its_pages_and_is_read_again():
     w = world(5, max_running=2)  # 4 pages
     first, second = start(w, [1] * PAGE, 3 * PAGE), start(w, [2] * 10, 2 * PAGE)
