@@ -207,19 +207,36 @@ def test_the_number_of_samples_changes_no_text():
     assert run.engine.stats().total_cached_tokens == 5 * 2 * PAGE
 
 
+FEW_TOKENS = {1: 100.0, 2: 100.0, 3: 100.0, 4: 98.5}  # biases under which a text soon repeats itself
+
+
+@pytest.mark.parametrize("stop_ids", [frozenset(), frozenset({4})])
+@pytest.mark.parametrize("penalty", [0.0, 0.4])
+def test_drafts_that_were_drawn_change_no_text(penalty, stop_ids):
+    """Many are right, several in a row, with a stop among them and with penalties that they add to."""
+    model = build()
+    sampling = Sampling(frequency_penalty=penalty, presence_penalty=-penalty, logit_bias=FEW_TOKENS)
+    requests = [Request([1, 2, 3, 4] * 5, 40, sampling, stop_ids, seed) for seed in range(12)]
+    engine = Engine(model, num_pages=40)
+    assert written(engine, *requests) == [alone(model, request) for request in requests]
+    assert engine.stats().total_accepted_tokens > (0 if stop_ids else 20)
+
+
 # ---- what comes with tokens -----------------------------------------------------------------------
 
 
 def test_logprobs_are_those_of_the_models_own_distribution():
     model = build(torch.float64)
-    request = Request([1, 2, 3], 12, Sampling(temperature=0.3, presence_penalty=1.0), seed=1, top_logprobs=3)
+    sampling = Sampling(temperature=1.5, presence_penalty=1.0, logit_bias=FEW_TOKENS)
+    request = Request([1, 2, 3, 4] * 5, 40, sampling, seed=1, top_logprobs=3)
     for speculate in (0, 4):
         run = Run(Engine(model, num_pages=20, speculate=speculate))
         number = run.add(request)
         run.finish()
         ids = run.ids(number)
+        assert (run.engine.stats().total_accepted_tokens > 0) == (speculate > 0)
         with torch.no_grad():
-            logprobs = model(torch.tensor([[*request.ids, *ids]]))[0, 2:-1].float().log_softmax(-1)
+            logprobs = model(torch.tensor([[*request.ids, *ids]]))[0, 19:-1].float().log_softmax(-1)
         for token, row in zip(run.texts[number], logprobs, strict=True):
             assert token.logprob == pytest.approx(row[token.id].item(), abs=1e-5)
             best = row.topk(3)
