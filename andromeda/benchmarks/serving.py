@@ -2,7 +2,8 @@
 
 On a CPU, float32, random weights, greedy, prompts of PROMPT random tokens: what a step takes is the time of 1 + n new
 tokens less that of one, over n. All contenders take their turns in every round; the best round counts, for a shared
-machine only ever adds. No drafts: greedy text of random weights repeats itself, and drafts would always be right.
+machine only ever adds. Attention over pages by itself stands beside a copy of the bytes it reads. No drafts: greedy
+text of random weights repeats itself, and drafts would always be right.
 On a GPU, bfloat16: steps of the engine behind contexts of random keys and values, put into its pages.
 
 The ceiling of a step is the longer of two: reading weights, keys and values at the rate of a copy that touches as many
@@ -29,13 +30,16 @@ from andromeda.inference.engine.request import Request
 from andromeda.inference.generate import generate, generate_batch
 from andromeda.inference.sampling import GREEDY
 from andromeda.inference.speed import bytes_per_token
+from andromeda.kernels import Geometry, paged_attention
 from andromeda.model import Andromeda
+from andromeda.positions import rotary
 
 PRESETS = ("2b",) if CUDA else ("nano", "150m")
 BATCHES = (1, 32) if CUDA else (1, 8, 32)
 CONTEXTS = (1024, 32768, 131072)  # tokens, on a GPU
 PROMPT = 32  # tokens, shorter than a page, so that nothing is found in the cache
 PREFIX, QUESTION = 2000, 16  # tokens
+LENGTHS, ROWS = (300, 2000, 32000), 8  # of attention by itself
 ROUNDS, LARGE_ROUNDS = 5, 3
 NEW, LARGE_NEW = 32, 16  # tokens
 LARGE = 50e6  # parameters
@@ -46,7 +50,7 @@ Run = Callable[[int], Any]  # writes so many new tokens for each prompt
 
 def run(presets: Sequence[str], batches: Sequence[int], contexts: Sequence[int], seconds: float, save: Save) -> Report:
     """All rows, and what each is beside its ceiling."""
-    report: Report = {"machine": measure.machine(), "decode": [], "first_token": []}
+    report: Report = {"machine": measure.machine(), "decode": [], "first_token": [], "attention": []}
     print(measure.headline(report["machine"]), flush=True)
     deadline = Deadline(seconds)
     for name in presets:
@@ -87,6 +91,9 @@ def _on_cpu(
     if not deadline.over():
         for row in _first_token(model, PREFIX, QUESTION, LARGE_ROUNDS):
             yield "first_token", {"preset": name, **row}
+    for length in LENGTHS:
+        if not deadline.over():
+            yield "attention", {"preset": name, **_attention(model, length)}
 
 
 def _model(config: AndromedaConfig) -> Andromeda:
@@ -166,6 +173,47 @@ def _decode(
 
 def _best_first(seconds: Sequence[tuple[float, ...]], clock: int) -> list[float]:
     return sorted(times[clock] for times in seconds)
+
+
+@torch.inference_mode()
+def _attention(model: Andromeda, length: int) -> dict[str, Any]:
+    """One block's, of a token a row, over pages that lie anywhere; the copy is of the keys and values of all rows."""
+    config, attention = model.config, model.blocks[0].attention
+    geometry = Geometry(
+        attention.slopes, attention.windows(DTYPE), attention.bounds(DTYPE), rotary=rotary(config),
+        local_heads=config.num_local_heads,
+    )  # fmt: skip
+    width = -(-length // PAGE)
+    table = torch.randperm(ROWS * width, generator=torch.Generator().manual_seed(0)).view(ROWS, width).int()
+    keys = F.normalize(torch.randn(ROWS * width, PAGE, config.kv_heads, config.dim_head), dim=-1)
+    values, copies = torch.randn_like(keys), torch.empty_like(keys)
+    q = config.qk_temperature * F.normalize(torch.randn(ROWS, 1, config.heads, config.dim_head), dim=-1)
+    ragged = [length - row for row in range(ROWS)]
+
+    def once() -> None:
+        paged_attention(q, keys, values, table, ragged, geometry)
+
+    def copy() -> None:
+        copies.copy_(keys)
+        copies.copy_(values)
+
+    ours, bytes_only = (_processor_ms(run) for run in (once, copy))
+    read = keys.nbytes + values.nbytes
+    return {
+        "rows": ROWS, "length": length, "mib": read / 2**20, "processor_ms": ours, "copy_ms": bytes_only,
+        "of_copy": bytes_only / ours,
+    }  # fmt: skip
+
+
+def _processor_ms(call: Callable[[], Any], count: int = 10) -> float:
+    """The best of some calls, after one to warm up."""
+    call()
+    found = []
+    for _ in range(count):
+        began = process_time()
+        call()
+        found.append(process_time() - began)
+    return 1e3 * min(found)
 
 
 def _first_token(model: Andromeda, prefix: int, question: int, rounds: int) -> list[dict[str, Any]]:
@@ -292,6 +340,9 @@ def _ceiling(model: Andromeda, batch: int, context: int) -> float:
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "copy_ms" in row:
+        size = f"{row['rows']} rows of {row['length']:,} tokens, {row['mib']:.1f} MiB"
+        return f"{row['preset']:5} attention, {size}: {row['processor_ms']:.2f} ms, a copy {row['copy_ms']:.2f}"
     place = f"{row['preset']:5} {row['contender']:34}"
     if "problem" in row:
         return f"{place} batch {row['batch']:3} context {row['context']:7,} {row['problem']}"
