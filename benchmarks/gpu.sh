@@ -12,7 +12,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3} limit=${LIMIT:-560}
 out=${1:?usage: benchmarks/gpu.sh OUT [STAGE ...]}
 shift
-stages=(tests attention tiles decode configurations embedding loss prefill training longest quality recall)
+stages=(tests attention tiles decode configurations embedding loss prefill serving training longest quality recall)
 mkdir -p "$out"
 
 command_of() {
@@ -24,6 +24,7 @@ command_of() {
     configurations) echo "-m andromeda bench decode --sweep --json $out/configurations.json" ;;
     embedding | loss) echo "-m andromeda bench $1 --json $out/$1.json" ;;
     prefill) echo "-m andromeda bench prefill --breakdown --seconds $((limit - 60)) --json $out/prefill.json" ;;
+    serving) echo "-m andromeda bench serving --seconds $((limit - 60)) --json $out/serving.json" ;;
     training)
       rows=(ours:2b:8192 ours:2b:8192:compile:4 ours:2b:8192:compile:fp8:4 qwen3:2b:8192:2 ours:2b:32768:compile qwen3:2b:32768:full ours:2b:131072:full)
       echo "-m andromeda bench training ${rows[*]/#/--only } --seconds $((limit - 60)) --json $out/training.json" ;;

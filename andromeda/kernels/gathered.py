@@ -134,6 +134,10 @@ class Group:
             return None
         return int(self.table[0, first])
 
+    def pages(self, columns: tuple[int, int]) -> Tensor:
+        """Of a lone row, whose pieces begin where a page does."""
+        return self.table[0, columns[0] // self.page_size : -(-columns[1] // self.page_size)]
+
     def index(self, columns: tuple[int, int], strides: tuple[int, int, int], kv: tuple[int, int]) -> Tensor:
         """(rows * kv heads * columns,): where keys lie, given the strides of pages, tokens and heads.
 
@@ -412,14 +416,17 @@ class _Piece:
         return self.held[what, kv]
 
     def _read(self, pages: _Rows, kv: tuple[int, int]) -> Tensor:
-        columns, dim_head = self.columns[1] - self.columns[0], pages.rows.shape[1]
+        group, columns, dim_head = self.walk.group, self.columns[1] - self.columns[0], pages.rows.shape[1]
         page, token, head = pages.strides
-        if self.run is None or page != token * self.walk.group.page_size:
-            index = self.walk.group.index(self.columns, pages.strides, kv)
-            return pages.rows.index_select(0, index).view(-1, columns, dim_head)
-        first = self.run * page + self.columns[0] % self.walk.group.page_size * token + kv[0] * head
-        shape, strides = (kv[1] - kv[0], columns, dim_head), (head * dim_head, token * dim_head, 1)
-        return pages.rows.as_strided(shape, strides, pages.rows.storage_offset() + first * dim_head)
+        if self.run is not None and page == token * group.page_size:
+            first = self.run * page + kv[0] * head
+            shape, strides = (kv[1] - kv[0], columns, dim_head), (head * dim_head, token * dim_head, 1)
+            return pages.rows.as_strided(shape, strides, pages.rows.storage_offset() + first * dim_head)
+        if len(group.lengths) == 1 and pages.strides == (group.page_size, 1, 1):
+            whole = pages.rows.view(-1, page * dim_head).index_select(0, group.pages(self.columns))
+            return whole.view(1, -1, dim_head)[:, :columns]
+        index = group.index(self.columns, pages.strides, kv)
+        return pages.rows.index_select(0, index).view(-1, columns, dim_head)
 
 
 class _State:
