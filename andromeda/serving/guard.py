@@ -21,7 +21,7 @@ from andromeda.serving.metrics import Metrics
 
 LOG = logging.getLogger(__name__)
 OPEN = "/health"  # asks for no key
-THIS_MACHINE = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+THIS_MACHINE = re.compile(r"(127(\.\d{1,3}){3}|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 FAILURE = ApiError(500, "the server failed; its log says why", code="internal")
 GONE = 499  # in metrics, as nginx has it: the client went away before any answer
 CHALLENGE = 'Bearer, Basic realm="andromeda"'  # at the second a browser asks its user for the key

@@ -67,12 +67,14 @@ def test_the_body_of_a_stranger_is_not_read(locked):
     assert answer.status_code == 401
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "127.1.2.3:8000", "[::1]:8000", "LOCALHOST:1"])
 def test_without_a_key_this_machine_s_names_are_answered(served, host):
     assert served.http.get("/v1/models", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8000", "", "[::1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8000", "127.evil.example", "", "[::1"]
+)
 def test_without_a_key_other_names_are_not(served, host):
     """A web page whose name leads here (DNS rebinding) has the browser send that name."""
     assert served.http.get("/v1/models", headers={"host": host}).status_code == 403
