@@ -94,7 +94,7 @@ def check(schema: Schema, seed: int) -> None:
         assert grammar.constraint().advance(ids) == len(ids)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(schemas(), st.integers(0, 2**32))
 def test_what_is_written_keeps_to_the_schema(schema, seed):
     check(schema, seed)

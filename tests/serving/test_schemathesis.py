@@ -59,7 +59,7 @@ def of(route: str, mode: GenerationMode) -> st.SearchStrategy[Any]:
     return DOCUMENT[route]["POST"].as_strategy(generation_mode=mode)
 
 
-@settings(max_examples=100, suppress_health_check=HEALTH)
+@settings(max_examples=30, suppress_health_check=HEALTH)
 @given(case=st.one_of(*(of(route, mode) for route in WRITING for mode in GenerationMode)))
 def test_no_request_brings_it_down(case: Any, port: Port) -> None:
     ask(case, port)
