@@ -266,6 +266,7 @@ def test_another_build_is_refused_and_the_same_one_elsewhere_is_not(
     assert_same_run(run(recipe, f"data.build={recipe.parent / 'moved'}"), whole)
 
 
+@pytest.mark.slow
 def test_kill_9(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("save_every: 4", "save_every: 3"))
     kill_and_compare(recipe, kills=3, seed=4)

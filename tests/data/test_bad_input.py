@@ -607,6 +607,7 @@ def fill_up(rich: Path, disk: Callable[[int], Path], sizes: range) -> None:
     assert built == contents(rich / "whole")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_again_and_again(rich: Path, disk: Callable[[int], Path]) -> None:
     fill_up(rich, disk, range(100, 4000, 300))
 
