@@ -50,7 +50,9 @@ def wait_for(what: Path, launched: Launched) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("engine", "victim"), [("ddp", 0), ("fsdp", 1), pytest.param("zero3", 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("engine", "victim"), [("ddp", 0), ("fsdp", 1), pytest.param("zero3", 0, marks=pytest.mark.slow)]
+)
 def test_kill_9_of_one(
     engine: str, victim: int, launch: Launcher, recipe: Path, output: Path, whole: Callable[[str], Path]
 ) -> None:
