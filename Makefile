@@ -20,7 +20,7 @@ demo: $(VENV)/installed-train
 	@$(WRITE) --prompt "$$(printf 'TO THE MOON\n\nO')" --seed 2
 
 test: $(VENV)/installed-test
-	$(PYTEST) -n 2 --dist worksteal
+	$(PYTEST) -n 2
 
 test-slow: $(VENV)/installed-test
 	-$(MAKE) async-io

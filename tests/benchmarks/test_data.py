@@ -59,7 +59,11 @@ def test_a_copy_is_changed_as_much_as_it_says(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("script", "shown"),
-    [("data.py", "ours, tokens, 1 workers"), ("data_memory.py", "MiB at most"), ("data_duplicates.py", "10% of words")],
+    [
+        ("data_duplicates.py", "10% of words"),
+        pytest.param("data.py", "ours, tokens, 1 workers", marks=pytest.mark.slow),
+        pytest.param("data_memory.py", "MiB at most", marks=pytest.mark.slow),
+    ],
 )
 def test_scripts_run(script: str, shown: str, tmp_path: Path) -> None:
     extra = ["--json", str(tmp_path / "found.json")]

@@ -86,7 +86,9 @@ def together(*launched: Launched) -> str:
     return "".join(group.finish() for group in launched)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name == "local_sgd" else ()) for name in get_args(Method)]
+)
 def test_two_move_together_and_go_on(method: str, launch: Launcher, recipe: Path, lighthouse: Lighthouse) -> None:
     groups = Groups(launch, recipe, lighthouse, 4, "steps=8", f"diloco.method={method}")
     together(groups.start(0), groups.start(1))

@@ -200,10 +200,12 @@ def test_connections_that_are_opened_and_dropped_leave_nothing(here, number):
     here.lives()
     process = psutil.Process()
     open_and_drop(here.port, number // 10)  # what is allocated once and kept
+    until(lambda: here.port.state.texts == 0)  # some of them had asked for one
     here.lives()
     gc.collect()
     memory, files = process.memory_info().rss, process.num_fds()
     open_and_drop(here.port, number)
+    until(lambda: here.port.state.texts == 0)
     here.lives()
     until(lambda: process.num_fds() <= files + 2)
     gc.collect()
