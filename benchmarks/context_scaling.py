@@ -75,6 +75,7 @@ def measured(precision: str) -> Measured:
     """Of results/prefill.json."""
     parts: dict[int, dict[str, float]] = {}
     whole: dict[int, float] = {}
+    copy = math.nan
     for call in json.loads((RESULTS / "prefill.json").read_text(encoding="utf-8")):
         rows = {
             row["length"]: row["ms"] / 1e3
@@ -86,7 +87,7 @@ def measured(precision: str) -> Measured:
             words = layer["row"].replace(",", "").split()
             if words[1] == PRESET and words[3] == precision:
                 parts.setdefault(int(words[2]), {part["name"]: part["ms"] / 1e3 for part in layer["parts"]})
-        copy = call["ceilings"]["copy"]
+        copy = call["ceilings"]["copy"] if call["ceilings"] else copy
     return Measured(parts, whole, copy)
 
 

@@ -364,7 +364,7 @@ def test_read_while_it_is_replaced(tmp_path: Path, model: Andromeda, monkeypatch
             save(number)
     try:
         seen = [0]
-        while len(set(seen)) < 20:
+        while len(set(seen)) < 8:
             seen.append(version(target, verify=bool(len(seen) % 2)))
     finally:
         os.kill(pid, signal.SIGKILL)

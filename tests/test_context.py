@@ -339,7 +339,8 @@ class TestHowItIsSplit:
         for forward, _ in ranks(count_sent, size, config, tokens, True):
             assert forward == [8 * tokens // size, *[borders, heads] * blocks]
 
-    @pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("parallel", [False, True])
     def test_a_block_compiles_without_graph_breaks(self, ranks: Ranks, parallel: bool) -> None:
         ranks(check_compiles, 2, parallel)
 

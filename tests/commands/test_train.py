@@ -497,10 +497,10 @@ def test_other_data_is_told(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsy
 LONGER = ("steps: 12", "steps: 40"), ("save_every: 4", "save_every: 3")  # so that kills hit saves too
 
 
-def test_kill_9_three_times(recipe: Path) -> None:
+def test_kill_9(recipe: Path) -> None:
     for old, new in LONGER:
         recipe.write_text(recipe.read_text().replace(old, new))
-    kill_and_compare(recipe, kills=3, seed=3)
+    kill_and_compare(recipe, kills=1, seed=3)
 
 
 @pytest.mark.slow

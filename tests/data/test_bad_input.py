@@ -638,7 +638,7 @@ def test_a_full_disk_at_any_flush(rich: Path, tmp_path: Path, monkeypatch: pytes
     assert main(arguments) == 0
     flushes, draw = left, random.Random(0)
     assert flushes > 40
-    for number in sorted(draw.sample(range(1, flushes), 12)):
+    for number in sorted(draw.sample(range(1, flushes), 6)):
         shutil.rmtree(tmp_path / "out")
         left = number
         monkeypatch.setattr(os, "fsync", failing)

@@ -333,7 +333,7 @@ def kill_and_build(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> Non
     assert contents(out) == contents(whole)
 
 
-@pytest.mark.parametrize("stage", [".work/texts/verse", ".work/duplicates", "sources/scraps"])
+@pytest.mark.parametrize("stage", [".work/texts/verse", ".work/duplicates"])
 def test_kill(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> None:
     kill_and_build(corpus, whole, tmp_path, stage)
 
