@@ -1,13 +1,14 @@
 """Serving: tokens a second and time to the first one, by the engine, by plain `generate` and by transformers' Llama.
 
 On a CPU, float32, random weights, greedy, prompts of PROMPT random tokens: what a step takes is the time of 1 + n new
-tokens less that of one, over n. All contenders take their turns in every round; the best round counts, for a shared
-machine only ever adds. Attention over pages by itself stands beside a copy of the bytes it reads. No drafts: greedy
-text of random weights repeats itself, and drafts would always be right.
+tokens less that of one, over n. The engine runs a second time as it does where there is no C++ compiler. All contenders
+take their turns in every round; the best round counts, for a shared machine only ever adds. Attention over pages by
+itself stands beside a copy of the bytes it reads. No drafts: greedy text of random weights repeats itself, and drafts
+would always be right.
 On a GPU, bfloat16: steps of the engine behind contexts of random keys and values, put into its pages.
 
-The ceiling of a step is the longer of two: reading weights, keys and values at the rate of a copy that touches as many
-bytes, and the products at the rate of a large one.
+The ceiling of a step is the longer of two: reading weights, keys and values at the rate of a sum over as many bytes (on
+a GPU of a copy that touches as many), and the products at the rate of a large one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from andromeda.inference.generate import generate, generate_batch
 from andromeda.inference.sampling import GREEDY
 from andromeda.inference.speed import bytes_per_token
 from andromeda.kernels import Geometry, paged_attention
+from andromeda.kernels.cpu.library import library, without_library
+from andromeda.kernels.cpu.memory import in_large_pages
 from andromeda.model import Andromeda
 from andromeda.positions import rotary
 
@@ -111,9 +114,15 @@ def _contenders(name: str, model: Andromeda, batch: int) -> dict[str, Run]:
     config = model.config
     prompts = _prompts(config, batch, PROMPT)
     engine = Engine(model, max_running=batch, speculate=0)
+    with without_library():
+        slower = Engine(model, max_running=batch, speculate=0)
 
     def by_engine(new: int) -> list[list[int]]:
         return _written(engine, prompts, new)
+
+    def by_slower(new: int) -> list[list[int]]:
+        with without_library():
+            return _written(slower, prompts, new)
 
     def plainly(new: int) -> list[list[int]]:
         if batch == 1:
@@ -123,6 +132,8 @@ def _contenders(name: str, model: Andromeda, batch: int) -> dict[str, Run]:
     wrong = sum(a != b for a, b in zip(by_engine(8), plainly(8), strict=True))
     measure.require(f"{name}, batch {batch}: texts that are not those of generate", float(wrong), 0.5)
     contenders: dict[str, Run] = {"engine": by_engine, "generate": plainly}
+    if library() is not None:
+        contenders["engine, plain PyTorch"] = by_slower
     if peers.installed(peers.LLAMA):
         contenders |= _llama(config, prompts)
     return contenders
@@ -198,10 +209,12 @@ def _attention(model: Andromeda, length: int) -> dict[str, Any]:
         copies.copy_(values)
 
     ours, bytes_only = (_processor_ms(run) for run in (once, copy))
+    with without_library():
+        plain = _processor_ms(once)
     read = keys.nbytes + values.nbytes
     return {
-        "rows": ROWS, "length": length, "mib": read / 2**20, "processor_ms": ours, "copy_ms": bytes_only,
-        "of_copy": bytes_only / ours,
+        "rows": ROWS, "length": length, "mib": read / 2**20, "processor_ms": ours, "plain_pytorch_ms": plain,
+        "copy_ms": bytes_only, "of_copy": bytes_only / ours,
     }  # fmt: skip
 
 
@@ -335,14 +348,23 @@ def _ceiling(model: Andromeda, batch: int, context: int) -> float:
     """Seconds of a step, at least."""
     read = bytes_per_token(model, 0) + batch * (bytes_per_token(model, context) - bytes_per_token(model, 0))
     operations = batch * model.config.flops_per_token(1).products
-    rate = measure.copy_rate() if CUDA else measure.copy_rate(max(2**20, read // 2))
+    rate = measure.copy_rate() if CUDA else _read_rate(read)
     return max(read / rate, operations / (measure.product_rate() if CUDA else measure.product_rate(1024)))
+
+
+def _read_rate(size: int) -> float:
+    """Bytes a second of adding up so many on a CPU, in large pages where there are any."""
+    numbers = in_large_pages(size // 4).fill_(1.0)
+    return 1e3 * size / _processor_ms(numbers.sum)
 
 
 def _line(row: dict[str, Any]) -> str:
     if "copy_ms" in row:
         size = f"{row['rows']} rows of {row['length']:,} tokens, {row['mib']:.1f} MiB"
-        return f"{row['preset']:5} attention, {size}: {row['processor_ms']:.2f} ms, a copy {row['copy_ms']:.2f}"
+        return (
+            f"{row['preset']:5} attention, {size}: {row['processor_ms']:.2f} ms, in plain PyTorch "
+            f"{row['plain_pytorch_ms']:.2f}, a copy {row['copy_ms']:.2f}"
+        )
     place = f"{row['preset']:5} {row['contender']:34}"
     if "problem" in row:
         return f"{place} batch {row['batch']:3} context {row['context']:7,} {row['problem']}"

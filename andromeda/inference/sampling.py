@@ -153,13 +153,18 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None, hi
         (B,) int64 ids; -1 where `why_none` says why there is none.
     """
     logits = _penalised(logits.float(), sampling, history)
+    top = logits.amax(-1)  # NaN or infinite if anything is wrong
     if sampling.greedy:
-        top, ids = logits.max(-1)  # NaN or infinite if anything is wrong
+        ids = _argmax(logits)
     else:
-        top = logits.amax(-1)
         assert uniform is not None
         ids = _draw(_filtered(logits - top[:, None], sampling).softmax(-1), uniform)
     return torch.where(top.isfinite(), ids, -1)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """(B, num_tokens) -> (B,). On a CPU numpy's takes a tenth of the time."""
+    return torch.from_numpy(logits.detach().numpy().argmax(-1)) if logits.is_cpu else logits.argmax(-1)
 
 
 def why_none(logits: Tensor, row: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from andromeda.kernels.cpu.attention import cpu_attention, takes
 from andromeda.kernels.gathered import PageLayout, gathered_attention
 from andromeda.kernels.geometry import Geometry, check_shapes
 from andromeda.kernels.launch import HAS_TRITON
@@ -100,6 +101,8 @@ def paged_attention(
         from andromeda.kernels.decode import decode_attention
 
         return decode_attention(q, k_pages, v_pages, page_table, layout.lengths, geometry)
+    if takes(q.dtype, q.device, q.shape[3], q.shape[1], geometry.rotary):
+        return cpu_attention(q, k_pages, v_pages, layout, geometry)
     return gathered_attention(q, k_pages, v_pages, layout, geometry)
 
 

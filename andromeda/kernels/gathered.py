@@ -54,6 +54,10 @@ class PageLayout:
     def host_lengths(self) -> list[int]:
         return self.given.tolist() if isinstance(self.given, Tensor) else list(self.given)
 
+    @functools.cached_property
+    def longest(self) -> int:
+        return max(self.host_lengths)
+
     def groups(self, token_bytes: int) -> Groups:
         """Given the bytes of a token's keys and values."""
         if token_bytes not in self._groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from andromeda.kernels import Geometry, PageLayout, gathered, paged_attention
+from andromeda.kernels.gathered import gathered_attention
 from tests.kernels.paged_batches import CASES, NO_LIMIT, Batch, Case, assert_equal, batch_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -24,9 +24,10 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gathered, name, size)
 
 
-def attend(batch: Batch, geometry: Geometry, **others: Any) -> Tensor:
+def attend(batch: Batch, geometry: Geometry, layout: PageLayout | None = None) -> Tensor:
+    layout = layout or PageLayout(batch.page_table, batch.lengths, batch.k_pages.shape[1])
     with torch.inference_mode():
-        return paged_attention(*batch, geometry, **others)
+        return gathered_attention(batch.q, batch.k_pages, batch.v_pages, layout, geometry)
 
 
 LENGTHS = [[97, 5, 130, 0, 1], [150, 150]]
@@ -143,8 +144,7 @@ class TestWhatIsRead:
         case = CASES["default"]
         batch, geometry = batch_of([97, 5, 130], 2, case, torch.float32), case.with_rotary(32)
         with torch.inference_mode():
-            out = paged_attention(*batch[:4], [97, 5, 130], geometry)
-        assert torch.equal(out, attend(batch, geometry))
+            assert torch.equal(paged_attention(*batch[:4], [97, 5, 130], geometry), paged_attention(*batch, geometry))
 
 
 class TestGroups:

@@ -92,6 +92,7 @@ class Batch:
         cells: (T,) where keys and values go, counted in tokens of all pages.
         before: (R,) pages that hold the shift state before each row's first token.
         ends: (R,) pages in which rows of one token end; `shift` is for rows of any length, and None with them.
+        kept: (k, dim) of each block and slot, for rows whose end is not known before the draw.
     """
 
     pages: Pages
@@ -103,7 +104,7 @@ class Batch:
     before: Tensor | None
     ends: Tensor | None = None
     by_index: Shift | None = None
-    _kept: list[Tensor] = field(default_factory=list)  # (k, dim) of each block and slot
+    kept: list[Tensor] = field(default_factory=list)
 
     def attention(self, block: int, q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
         keys, values = self.pages.keys_of[block], self.pages.values_of[block]
@@ -126,7 +127,7 @@ class Batch:
             known = torch.cat([before.flatten(0, 1), x[0]])
             states.index_copy_(0, self.by_index.pages, known[self.by_index.states])
             if self.by_index.kept is not None:
-                self._kept.append(known[self.by_index.kept])
+                self.kept.append(known[self.by_index.kept])
             sources = enumerate(self.by_index.delayed, 1)
             delayed = [known[:, i * width : (i + 1) * width][source][None] for i, source in sources]
         return torch.cat([x[..., :width], *delayed, x[..., (amount + 1) * width :]], dim=-1)
@@ -135,7 +136,7 @@ class Batch:
         """States of rows whose end was not known: (n, s) where in what is kept, and (n,) pages to which they belong."""
         shifts = self.pages.shifts
         assert shifts is not None
-        kept = torch.stack(self._kept)[:, states]  # (depth * slots, n, s, dim)
+        kept = torch.stack(self.kept)[:, states]  # (depth * slots, n, s, dim)
         shifts[:, :, pages] = kept.view(*shifts.shape[:2], *kept.shape[1:])
 
 

@@ -26,10 +26,19 @@ def pages_in(memory_bytes: int, config: AndromedaConfig, dtype: torch.dtype) -> 
     return memory_bytes // page_bytes(config, dtype.itemsize)
 
 
+def has_room(num_bytes: int) -> bool:
+    """Whether so many bytes on the CPU leave half of what is free."""
+    return num_bytes <= _free_bytes() // 2
+
+
 def available_bytes(device: torch.device) -> int:
     """That the cache may have, of what is free now."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held_for_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(GPU_SHARE * (free + held_for_torch))
-    return int(CPU_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return int(CPU_SHARE * _free_bytes())
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

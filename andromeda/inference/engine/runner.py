@@ -18,9 +18,12 @@ from andromeda.inference.engine.packed import pack
 from andromeda.inference.engine.pages import Pages
 from andromeda.inference.engine.scheduler import Row, Text
 from andromeda.inference.engine.static import StaticSteps
+from andromeda.inference.engine.written import cpu_blocks
 from andromeda.kernels import Geometry, PageLayout, choose_backend
+from andromeda.kernels.cpu.blocks import Blocks, StepRows
+from andromeda.kernels.cpu.linear import MOST_ROWS, PackedLinear
 from andromeda.kernels.paged import MAX_NEW, MAX_UNITS
-from andromeda.model import Andromeda, Certificate
+from andromeda.model import Andromeda, Certificate, Pass
 from andromeda.positions import rotary
 
 FIRST_WIDTH = 16  # pages of a text that the page table has room for at first
@@ -49,6 +52,8 @@ class Runner:
         self.model, self.pages, self.max_running = model, pages, max_running
         self.device = model.output_weight.device
         self._blocks = pack(model, compiled)
+        self._writing = None if self._blocks is None else cpu_blocks(model, self._blocks, pages)
+        self._to_logits = None if self._writing is None else PackedLinear(model.output_weight)
         self._certificates: dict[int, Certificate] = {}
         self._table = np.zeros((max_running, FIRST_WIDTH), np.int32)  # the pages of the text at each slot
         self._entered: list[tuple[list[int], int]] = [([], 0)] * max_running  # whose, and how many of them
@@ -68,15 +73,33 @@ class Runner:
             self.pages.clear_shifts(self._on_device(step.before[step.fresh]))
         if self._static is not None and step.only_singles:
             return self._static.run(step.slots, step.numbers())
-        step.batch = self._batch(step)
         asking = step.asking()
         wanted = None if asking is None else self._on_device(asking)
+        if self._writing is not None and step.only_few:
+            return self._write(step, self._writing, wanted)
+        step.batch = self._batch(step)
         return self._forward(self._on_device(step.ids), step.batch, wanted)
 
     def _forward(self, ids: Tensor, batch: Batch, wanted: Tensor | None = None) -> Tensor:
         """ids (T,) -> logits (T, num_tokens), or those of the tokens wanted, (n,)."""
         hidden = self.model.hidden(ids[None], ragged=batch, blocks=self._blocks)[0]
         return self.model.logits(hidden if wanted is None else hidden[wanted])
+
+    def _write(self, step: Step, blocks: Blocks, wanted: Tensor | None) -> Tensor:
+        """As `_forward`, by the C++ kernels: blocks in one call, with the model's own around them."""
+        rows = step.as_rows()
+        longest = int(rows.lengths.max())
+        batch = step.batch = Batch(self.pages, rows.positions, longest, {}, rows.cells, [], rows.before)
+
+        def all_blocks(x: Tensor, shared: Pass) -> Tensor:
+            out, kept = blocks(x[0], rows, None if shared.q_scale is None else shared.q_scale[0, :, :, 0])
+            batch.kept = [] if kept is None else list(kept)
+            return out[None]
+
+        ids = torch.from_numpy(step.ids)
+        hidden = self.model.hidden(ids[None], ragged=batch, blocks=[all_blocks])[0]
+        assert self._to_logits is not None
+        return self._to_logits(hidden if wanted is None else hidden[wanted])
 
     @torch.inference_mode()
     def keep(self, step: Step, taken: Sequence[int]) -> None:
@@ -226,6 +249,20 @@ class Step:
         return np.concatenate(
             [np.arange(end - row.draws, end) for row, end in zip(self.rows, ends.tolist(), strict=True)]
         )
+
+    @property
+    def only_few(self) -> bool:
+        """Whether all rows are of one token or of a few, and not too many for the C++ kernels."""
+        return self.singles + self.few == len(self.rows) and len(self.ids) <= MOST_ROWS
+
+    def as_rows(self) -> StepRows:
+        """As the C++ kernels take them."""
+        lengths = self.starts + self.counts
+        firsts, counts, ends = (torch.from_numpy(x.astype(np.int32)) for x in (self.firsts, self.counts, lengths))
+        table, positions, cells = (torch.from_numpy(x) for x in (self.table, self.positions, self.cells))
+        before = torch.from_numpy(self.before) if self.shifts else None
+        drafted = range(self.singles, self.singles + self.drafted)
+        return StepRows(firsts, counts, ends, table, positions, cells, before, drafted)
 
     def few_tokens(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `Few.tokens` and `Few.places`."""

@@ -19,6 +19,7 @@ from andromeda.inference.engine.request import Request, Stats, Token, Update
 from andromeda.inference.generate import generate
 from andromeda.inference.grammar import Grammars
 from andromeda.inference.sampling import GREEDY, Sampling
+from andromeda.kernels.cpu.library import without_library
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
 from tests.inference.test_generate import CONFIGS, build
@@ -158,6 +159,11 @@ def test_every_way_writes_what_is_written_alone(case, way):
     assert (stats.total_cached_tokens > 0) == ("no prefix cache" not in way)
     assert (stats.total_accepted_tokens > 0) == ("no speculation" not in way)
     assert (stats.total_preemptions > 0) == ("preemption" in way)
+
+
+def test_without_the_kernels_in_cpp_the_same_is_written(case):
+    with without_library():
+        case.check()
 
 
 @pytest.fixture(scope="module")
@@ -415,15 +421,15 @@ def test_aborts_at_random_moments_leak_nothing_and_change_no_other_text(case):
 
 def test_what_fails_in_a_step_ends_those_in_it_and_not_the_engine(monkeypatch):
     model = build()
-    run, logits, calls = Run(Engine(model, num_pages=20, max_running=2)), model.logits, []
+    run, hidden, calls = Run(Engine(model, num_pages=20, max_running=2)), model.hidden, []
 
-    def failing(hidden):
+    def failing(*args, **rest):
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("out of memory\nin many lines")
-        return logits(hidden)
+        return hidden(*args, **rest)
 
-    monkeypatch.setattr(model, "logits", failing)
+    monkeypatch.setattr(model, "hidden", failing)
     lost = [run.add(Request([n], 9, seed=n)) for n in (1, 2)]
     waiting = run.add(Request([3], 9, seed=3))
     run.finish()
