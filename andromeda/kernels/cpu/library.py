@@ -1,7 +1,8 @@
 """The C++ kernels beside this file, compiled when they are first wanted and kept in the user's cache directory.
 
 What is compiled is this package's own source, by the C++ compiler that is found ($CXX, or one by its usual names), in
-about two seconds. Without one, or where it fails, there is no library, and what is written in plain PyTorch runs.
+about two seconds; by each process where nothing can be kept. Without a compiler, or where it fails, there is no
+library, and what is written in plain PyTorch runs.
 """
 
 from __future__ import annotations
@@ -66,10 +67,17 @@ def _load() -> ctypes.CDLL:
     key = hashlib.sha256(repr((flags, sys.platform, platform.machine())).encode())
     for path in files:
         key.update(path.read_bytes())
-    kept = _directory() / f"cpu-{key.hexdigest()[:24]}.so"
-    if not kept.exists():
-        _compile([path for path in files if path.suffix == ".cpp"], flags, kept)
-    kernels = ctypes.CDLL(str(kept))
+    name, sources = f"cpu-{key.hexdigest()[:24]}.so", [path for path in files if path.suffix == ".cpp"]
+    directory = _directory()
+    if directory is None:  # what is loaded outlives its file
+        with tempfile.TemporaryDirectory() as passing:
+            return _open(_compile(sources, flags, Path(passing) / name))
+    kept = directory / name
+    return _open(kept if kept.exists() else _compile(sources, flags, kept))
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    kernels = ctypes.CDLL(str(path))
     for name in ("andromeda_linear", "andromeda_attention", "andromeda_blocks"):
         kernels[name].restype = None
     return kernels
@@ -85,7 +93,7 @@ def _machine_flags() -> tuple[str, ...]:
     return ("-march=x86-64-v3",)
 
 
-def _compile(sources: list[Path], flags: tuple[str, ...], to: Path) -> None:
+def _compile(sources: list[Path], flags: tuple[str, ...], to: Path) -> Path:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise _NoLibraryError("there is no C++ compiler; install g++ 12 or newer, or clang")
@@ -99,17 +107,18 @@ def _compile(sources: list[Path], flags: tuple[str, ...], to: Path) -> None:
             except subprocess.TimeoutExpired:
                 raise _NoLibraryError(f"{compiler} took more than {SECONDS:.0f} s") from None
             if done.returncode == 0:
-                made.replace(to)  # whole, whoever else compiles
-                return
+                return made.replace(to)  # whole, whoever else compiles
             problem = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
     raise _NoLibraryError(f"{compiler} failed: {problem}")
 
 
-def _directory() -> Path:
-    """Where it is kept: the user's own, for what lies there is run."""
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "andromeda"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise _NoLibraryError(f"{directory} is not yours alone to write to; chmod 700 it")
-    return directory
+def _directory() -> Path | None:
+    """Where it is kept. None: the user has no such place, or others may write there, and what lies there is run."""
+    try:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "andromeda"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except (OSError, RuntimeError):  # nobody's home
+        return None
+    own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return directory if own and os.access(directory, os.W_OK) else None

@@ -30,7 +30,12 @@ def test_it_is_compiled_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_other_sources_are_compiled_again(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[Path]()
-    monkeypatch.setattr(module, "_compile", lambda sources, flags, to: calls.append(to))
+
+    def compile_nothing(sources: list[Path], flags: tuple[str, ...], to: Path) -> Path:
+        calls.append(to)
+        return to
+
+    monkeypatch.setattr(module, "_compile", compile_nothing)
     for text in ("one", "two", "one"):
         sources = tmp_path / "sources"
         sources.mkdir(exist_ok=True)
@@ -70,11 +75,17 @@ def test_without_a_compiler_that_does_there_is_none(
     assert list(directory.iterdir()) == []
 
 
-def test_a_directory_that_others_write_to_is_not_used(directory: Path) -> None:
-    directory.mkdir(parents=True)
-    directory.chmod(0o777)
-    with pytest.raises(module._NoLibraryError, match="not yours alone"):
-        module._load()
+def test_without_a_directory_of_ones_own_each_process_compiles(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("others write there", "a file"):
+        if place == "others write there":
+            directory.mkdir(parents=True)
+            directory.chmod(0o777)
+        else:
+            monkeypatch.setenv("XDG_CACHE_HOME", __file__)
+        assert module._load().andromeda_linear is not None
+    assert list(directory.iterdir()) == []
 
 
 def test_it_can_be_left_out() -> None:
