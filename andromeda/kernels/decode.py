@@ -8,6 +8,7 @@ host, and a CUDA graph replays for other lengths. No atomics: results are the sa
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from dataclasses import dataclass
 
@@ -73,6 +74,7 @@ def decode_attention(
         first_set(heads, rotary, geometry.local_heads),
         0 if rotary is None else rotary.heads, 1.0 if rotary is None else rotary.base,
         1.0 if rotary is None else rotary.interpolation, None if rotary is None else rotary.xpos_scale,
+        geometry.local_heads,
     )  # fmt: skip
     return out
 
@@ -124,11 +126,13 @@ def _check_taken(q: Tensor, k_pages: Tensor, v_pages: Tensor, rotary: Rotary | N
 def _decode(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, slopes: Tensor | None,
     windows: Tensor | None, bounds: Tensor | None, cut: int, rotated: int, base: float, interpolation: float,
-    xpos_scale: float | None,
+    xpos_scale: float | None, local_heads: int | None = None,
 ) -> Tensor:  # fmt: skip
     rotary = Rotary(rotated, q.shape[3] // 2, base, interpolation, xpos_scale) if rotated else None
     with on_device_of(q):
-        return launch(q, k_pages, v_pages, page_table, lengths, slopes, windows, bounds, cut, rotary)
+        return launch(
+            q, k_pages, v_pages, page_table, lengths, slopes, windows, bounds, cut, rotary, local_heads=local_heads
+        )
 
 
 @_decode.register_fake
@@ -139,9 +143,14 @@ def _(q: Tensor, *_: object) -> Tensor:
 def launch(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, slopes: Tensor | None,
     windows: Tensor | None, bounds: Tensor | None, cut: int, rotary: Rotary | None,
-    config: DecodeConfig | None = None,
+    config: DecodeConfig | None = None, local_heads: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`decode_attention` on checked inputs; heads below `cut` form the first set."""
+    if (
+        slopes is not None and windows is not None and bounds is not None and rotary is not None
+        and config is None and rotary.heads == cut == local_heads and fits_the_ring(q, k_pages, v_pages, cut, rotary)
+    ):  # fmt: skip
+        return _launch_ring(q, k_pages, v_pages, page_table, lengths, slopes, windows, bounds, cut, rotary)
     q, k_pages, v_pages, page_table = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q, k_pages, v_pages, page_table)
     )
@@ -179,6 +188,52 @@ def launch(
         SLOTS=at_once, CHANNELS=channels, PROGRAMS=programs if units == 1 else 0, num_warps=8, num_stages=1,
     )  # fmt: skip
     return out
+
+
+def fits_the_ring(q: Tensor, k_pages: Tensor, v_pages: Tensor, cut: int, rotary: Rotary) -> bool:
+    """Whether decode_hopper.py takes it, given that heads below `cut` are rotated and local, and no others."""
+    batch, new, heads, dim_head = q.shape
+    return (
+        (batch, new, dim_head) == (1, 1, 128)
+        and q.dtype == torch.bfloat16
+        and 0 < cut <= 16
+        and 0 < heads - cut <= 16
+        and q.stride(3) == 1
+        and all(
+            x.shape[1:] == (64, 1, 128)
+            and x.stride(0) == 64 * x.stride(1)
+            and x.stride(1) % 8 == 0
+            and x.stride(3) == 1
+            and x.data_ptr() % 16 == 0
+            for x in (k_pages, v_pages)
+        )
+        and longest_span(rotary) >= 64
+        and _has_gluon(q.device)
+    )
+
+
+def _launch_ring(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, slopes: Tensor, windows: Tensor,
+    bounds: Tensor, cut: int, rotary: Rotary,
+) -> Tensor:  # fmt: skip
+    from andromeda.kernels import decode_hopper  # Gluon, which is imported where it runs alone
+
+    tables = [x for x in _tables(rotary, 64, q.device, torch.float16) if x is not None]
+    return decode_hopper.launch(
+        q, k_pages, v_pages, page_table if page_table.stride(-1) == 1 else page_table.contiguous(), lengths,
+        slopes.contiguous(), windows.contiguous(), bounds.contiguous(), tables, cut, _multiprocessors(q.device),
+    )  # fmt: skip
+
+
+@functools.cache
+def _has_gluon(device: torch.device) -> bool:
+    """A Hopper GPU, and a Triton whose Gluon knows it."""
+    return (
+        not INTERPRETED
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability(device)[0] == 9
+        and importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
+    )
 
 
 def _set_sizes(cut: int, heads: int, kv_heads: int) -> tuple[int, int]:

@@ -255,6 +255,16 @@ ON_GPU = {
     "no_xpos": replace(MODEL, xpos_scale=None),
     "bounded": replace(MODEL, bound=11.4),
 }
+RING = replace(MODEL, bound=11.4, local_heads=12)  # decode_hopper.py's, on a Hopper GPU and for one sequence
+RINGS = {
+    "ring": RING,
+    "ring_of_6_and_2_heads": replace(RING, heads=8, rotated_heads=6, alibi_heads=6, local_heads=6),
+    "ring_no_xpos_interpolated": replace(RING, xpos_scale=None, interpolation=4.0),
+    "ring_online": replace(RING, bound=60.0),
+}
+on_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
+)
 
 
 def check_on_gpu(lengths: list[int], new: int, case: Case, dtype: torch.dtype, dim_head: int, page_size: int) -> None:
@@ -309,6 +319,62 @@ class TestOnGpu:
             out = decode_attention(*batch, geometry)
         for lengths in ([4000, 3000], [1, 2999], [63, 64], [0, 1234]):
             batch.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
+            graph.replay()
+            assert torch.equal(out, decode_attention(*batch, geometry))
+            exact = decode_reference(*batch.to(torch.float64), geometry)
+            torch.testing.assert_close(out.double(), exact, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.gpu
+@on_hopper
+class TestRing:
+    @pytest.fixture(autouse=True)
+    def taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other kernel is not."""
+        monkeypatch.setattr(decode, "decode_kernel", None)
+
+    @pytest.mark.parametrize("length", [1, 63, 64, 1000, 8449, 131072, 200001])
+    @pytest.mark.parametrize("name", RINGS)
+    def test_within_twice_the_error_of_plain_pytorch(self, name: str, length: int) -> None:
+        check_on_gpu([length], 1, RINGS[name], torch.bfloat16, 128, 64)
+
+    @pytest.mark.parametrize("reach", [100, 9000, NO_LIMIT])
+    def test_windows_of_many_tiles(self, reach: int) -> None:
+        batch = batch_of([70001], 1, RING, torch.bfloat16, 128, 64, device="cuda")
+        geometry = RING.with_rotary(128, "cuda")
+        assert geometry.windows is not None and geometry.slopes is not None
+        geometry.windows[3], geometry.slopes[3] = reach, 1e-4
+        exact = decode_reference(*batch.to(torch.float64), geometry)
+        ours, plain = (f(*batch, geometry).double() - exact for f in (decode_attention, decode_reference))
+        assert ours.abs().max() <= 2 * plain.abs().max()
+
+    def test_a_large_logit(self) -> None:
+        """It overflows without the running maximum, which a head with a large bound has, and so have its neighbours."""
+        batch = batch_of([5000], 1, RING, torch.bfloat16, 128, 64, device="cuda")
+        batch = batch._replace(q=40 * batch.q)
+        geometry = RING.with_rotary(128, "cuda")
+        assert not decode_attention(*batch, geometry).isfinite().all()
+        geometry = replace(geometry, bounds=torch.tensor([11.4] * 23 + [460.0], dtype=torch.float64, device="cuda"))
+        exact = decode_reference(*batch.to(torch.float64), geometry)
+        ours, plain = (f(*batch, geometry).double() - exact for f in (decode_attention, decode_reference))
+        assert ours.abs().max() <= 2 * plain.abs().max()
+
+    def test_two_runs_are_bit_identical(self) -> None:
+        batch = batch_of([131072], 1, RING, torch.bfloat16, 128, 64, device="cuda")
+        geometry = RING.with_rotary(128, "cuda")
+        first = decode_attention(*batch, geometry)
+        for _ in range(50):
+            assert torch.equal(decode_attention(*batch, geometry), first)
+
+    def test_a_graph_replays_for_other_lengths(self) -> None:
+        batch = batch_of([20000], 1, RING, torch.bfloat16, 128, 64, device="cuda")
+        geometry = RING.with_rotary(128, "cuda")
+        decode_attention(*batch, geometry)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = decode_attention(*batch, geometry)
+        for length in (20000, 19999, 8448, 65, 1, 0):
+            batch.lengths.fill_(length)
             graph.replay()
             assert torch.equal(out, decode_attention(*batch, geometry))
             exact = decode_reference(*batch.to(torch.float64), geometry)
