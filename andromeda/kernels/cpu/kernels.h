@@ -1,4 +1,4 @@
-// What the kernels tell each other, and what Python gives them: kernels/compiled.py has the same structures.
+// What the kernels tell each other, and what Python gives them: structures.py has the same structures.
 #pragma once
 #include <cstdint>
 
