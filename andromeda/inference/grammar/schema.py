@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import reprlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from andromeda.errors import AndromedaError
@@ -66,6 +67,7 @@ def enforceable(schema: Schema, what: str = "json schema") -> dict[str, Any]:
     nodes = list(_schemas(checked))
     combines = any(map(_combines, nodes))
     _check_size(nodes, combines, what)
+    _check_bounds(nodes, combines, what)
     if is_endless(checked, nodes):
         raise AndromedaError(
             f"{what}: a value that must hold one of its own kind has no end; make it optional, or a choice"
@@ -188,6 +190,38 @@ def _check_size(nodes: Sequence[dict[str, Any]], combines: bool, what: str) -> N
     multiples = [Fraction(str(multiple)).numerator for multiple in given]
     if (prod(multiples) if combines else sum(multiples)) > MAX_MULTIPLES:
         raise AndromedaError(f"{what}: multipleOf is too large, or are together ({reprlib.repr(sorted(given))})")
+
+
+def _check_bounds(nodes: Sequence[dict[str, Any]], combines: bool, what: str) -> None:
+    """llguidance writes a whole number that is an exclusive bound where the other bound is less than 1 away."""
+    for group in [nodes] if combines else [[node] for node in nodes]:
+        lower, upper = _given(group, "minimum", "exclusiveMinimum"), _given(group, "maximum", "exclusiveMaximum")
+        pairs = [
+            *(("exclusiveMinimum", low, _next(upper, low)) for low in _given(group, "exclusiveMinimum")),
+            *(("exclusiveMaximum", high, _last(lower, high)) for high in _given(group, "exclusiveMaximum")),
+        ]
+        for keyword, bound, other in pairs:
+            if bound == int(bound) and abs(other - bound) < 1:
+                raise AndromedaError(
+                    f"{what}: {keyword}={bound} cannot be enforced: a whole number that is excluded must be 1 or more "
+                    f"away from the other bound, not at {other}"
+                )
+
+
+def _given(nodes: Sequence[dict[str, Any]], *keywords: str) -> list[float]:
+    return sorted(node[keyword] for node in nodes for keyword in keywords if _is_number(node.get(keyword)))
+
+
+def _next(bounds: Sequence[float], bound: float) -> float:
+    """The first above."""
+    place = bisect_right(bounds, bound)
+    return bounds[place] if place < len(bounds) else inf
+
+
+def _last(bounds: Sequence[float], bound: float) -> float:
+    """The last below."""
+    place = bisect_left(bounds, bound)
+    return bounds[place - 1] if place else -inf
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
