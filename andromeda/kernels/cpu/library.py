@@ -73,7 +73,12 @@ def _load() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory() as passing:
             return _open(_compile(sources, flags, Path(passing) / name))
     kept = directory / name
-    return _open(kept if kept.exists() else _compile(sources, flags, kept))
+    if kept.exists():
+        try:
+            return _open(kept)
+        except (OSError, AttributeError) as error:  # empty after a crash of the machine, say, or of another machine
+            LOG.warning("%s is compiled anew: %s", kept, error)
+    return _open(_compile(sources, flags, kept))
 
 
 def _open(path: Path) -> ctypes.CDLL:

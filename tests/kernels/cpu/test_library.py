@@ -28,6 +28,21 @@ def test_it_is_compiled_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -
     assert module._load()._name == str(made)
 
 
+@pytest.mark.parametrize("content", [b"", b"no library"])
+def test_a_damaged_one_is_compiled_anew(
+    content: bytes, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module._load()
+    (made,) = directory.iterdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))  # where nothing was loaded from yet
+    damaged = tmp_path / "other" / "andromeda" / made.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(content)
+    assert module._load()._name == str(damaged)
+    assert f"{damaged} is compiled anew" in caplog.text
+    assert damaged.stat().st_size > len(content)
+
+
 def test_other_sources_are_compiled_again(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[Path]()
 
