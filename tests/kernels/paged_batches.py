@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -106,3 +107,17 @@ def assert_equal(out: Tensor, batch: Batch, geometry: Geometry, tolerance: float
     exact = decode_reference(*batch.to(torch.float64), geometry)
     assert out.shape == batch.q.shape and out.dtype == batch.q.dtype
     torch.testing.assert_close(out.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def assert_strides_do_not_matter(attend: Callable[[Batch, Geometry], Tensor]) -> None:
+    """Inputs need not be contiguous, and are left alone."""
+    case = CASES["grouped"]
+    batch, geometry = batch_of([60, 33], 2, case, torch.float32, spare=0), case.with_rotary(32)
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (batch.q, batch.k_pages, batch.v_pages)]
+    backwards = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (batch.q, batch.k_pages, batch.v_pages)]
+    expected = attend(batch, geometry)
+    for q, k, v in (strided, backwards):
+        before = [x.clone() for x in (q, k, v)]
+        assert torch.equal(attend(Batch(q, k, v, batch.page_table, batch.lengths), geometry), expected)
+        for x, was in zip((q, k, v), before, strict=True):
+            torch.testing.assert_close(x, was, rtol=0, atol=0, equal_nan=True)

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from andromeda.kernels import Geometry, PageLayout, gathered, paged_attention
 from andromeda.kernels.gathered import gathered_attention
-from tests.kernels.paged_batches import CASES, NO_LIMIT, Batch, Case, assert_equal, batch_of
+from tests.kernels.paged_batches import (
+    CASES,
+    NO_LIMIT,
+    Batch,
+    Case,
+    assert_equal,
+    assert_strides_do_not_matter,
+    batch_of,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -120,16 +128,7 @@ class TestWhatIsRead:
         assert torch.equal(attend(batch, geometry), expected)
 
     def test_inputs_need_not_be_contiguous_and_are_left_alone(self) -> None:
-        case = CASES["grouped"]
-        batch, geometry = batch_of([60, 33], 2, case, torch.float32, spare=0), case.with_rotary(32)
-        strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (batch.q, batch.k_pages, batch.v_pages)]
-        backwards = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (batch.q, batch.k_pages, batch.v_pages)]
-        expected = attend(batch, geometry)
-        for q, k, v in (strided, backwards):
-            before = [x.clone() for x in (q, k, v)]
-            assert torch.equal(attend(Batch(q, k, v, batch.page_table, batch.lengths), geometry), expected)
-            for x, was in zip((q, k, v), before, strict=True):
-                torch.testing.assert_close(x, was, rtol=0, atol=0, equal_nan=True)
+        assert_strides_do_not_matter(attend)
 
     def test_a_layout_serves_many_blocks(self) -> None:
         case = CASES["default"]
