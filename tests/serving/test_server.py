@@ -382,7 +382,7 @@ def test_draining_ends_what_is_begun_and_takes_nothing_new(backend, tokenizer):
         )
         state.service = LocalService(backend, tokenizer, limits)
         assert httpx.get(f"{port.url}/ready").status_code == 200
-        body = json.dumps({**LONG, "max_tokens": 150, "stream": True}).encode()
+        body = json.dumps({**LONG, "max_tokens": 1500, "stream": True}).encode()
         reader = threading.Thread(target=lambda: found.append(port.say(post("/v1/completions", body))))
         reader.start()
         until(lambda: backend.stats().running == 1)
