@@ -31,25 +31,31 @@ class Backend:
     """The engine, which can be told to fail.
 
     Attributes:
-        failing: what the next update raises in its place, once.
+        fails_after: so many updates, of whichever request, it fails once; None: it does not.
         alive: as it is said to be.
     """
 
     def __init__(self, engine: EngineService) -> None:
         self.check, self._engine = engine.check, engine
-        self.failing: Exception | None = None
+        self.fails_after: int | None = None
         self.alive = True
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         updates: Any = self._engine.stream(request)
         try:
             async for update in updates:
-                if self.failing is not None:
-                    error, self.failing = self.failing, None
-                    raise error
+                self._fail_in_time()
                 yield update
         finally:
             await updates.aclose()
+
+    def _fail_in_time(self) -> None:
+        if self.fails_after is None:
+            return
+        if self.fails_after == 0:
+            self.fails_after = None
+            raise RuntimeError("a page is gone")
+        self.fails_after -= 1
 
     async def close(self) -> None:
         """Other servers use the engine yet."""

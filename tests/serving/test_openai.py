@@ -439,15 +439,15 @@ def test_known_fields_without_effect_are_taken(served):
 
 
 def test_an_engine_that_fails_is_an_error_and_not_an_end(served):
-    served.backend.failing = RuntimeError("a page is gone")
+    served.backend.fails_after = 0
     with pytest.raises(openai.InternalServerError) as raised:
         served.client.chat.completions.create(model=NAME, messages=SEA)
     assert raised.value.code == "engine_error"
-    served.backend.failing = None
-    stream = served.client.chat.completions.create(model=NAME, messages=SEA, stream=True, max_tokens=100)
+    served.backend.fails_after = 3
+    stream = served.client.chat.completions.create(model=NAME, messages=SEA, stream=True, max_tokens=100, seed=7)
+    chunks = []
     with pytest.raises(openai.APIError, match="the model failed"):
-        for number, _ in enumerate(stream):
-            if number == 3:
-                served.backend.failing = RuntimeError("a page is gone")
+        chunks.extend(stream)
+    assert chunks and not any(choice.finish_reason for chunk in chunks for choice in chunk.choices)
     until(lambda: served.backend.idle and served.state.texts == 0)
     assert chat(served)
