@@ -315,13 +315,14 @@ def kinds(kernel: str) -> list[str]:
 
 @contextmanager
 def planned(kernel: str, shape: flash.Tiles) -> Iterator[None]:
-    """One kernel's tiles in place of the plan's."""
-    base = flash.PLANS[D]
+    """One kernel's tiles in place of the plan's, Triton's kernels alone: flash_hopper.py's has no others."""
+    base, fits = flash.PLANS[D], flash.fits_the_ring
     flash.PLANS[D] = replace(base, **{kernel: shape})
+    flash.fits_the_ring = lambda *_: False
     try:
         yield
     finally:
-        flash.PLANS[D] = base
+        flash.PLANS[D], flash.fits_the_ring = base, fits
 
 
 def _kernel_run(kernel: str, kind: str, tokens: int) -> Callable[[], Any]:

@@ -8,7 +8,6 @@ host, and a CUDA graph replays for other lengths. No atomics: results are the sa
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from andromeda.kernels.decode_kernels import decode_kernel, merge_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
-from andromeda.kernels.launch import on_device_of
+from andromeda.kernels.launch import has_hopper_gluon, on_device_of
 from andromeda.kernels.paged import MAX_NEW, MAX_UNITS, check_paged
 from andromeda.kernels.rotation import longest_span
 
@@ -208,7 +207,8 @@ def fits_the_ring(q: Tensor, k_pages: Tensor, v_pages: Tensor, cut: int, rotary:
             for x in (k_pages, v_pages)
         )
         and longest_span(rotary) >= 64
-        and _has_gluon(q.device)
+        and not INTERPRETED
+        and has_hopper_gluon(q.device)
     )
 
 
@@ -223,17 +223,6 @@ def _launch_ring(
         q, k_pages, v_pages, page_table if page_table.stride(-1) == 1 else page_table.contiguous(), lengths,
         slopes.contiguous(), windows.contiguous(), bounds.contiguous(), tables, cut, _multiprocessors(q.device),
     )  # fmt: skip
-
-
-@functools.cache
-def _has_gluon(device: torch.device) -> bool:
-    """A Hopper GPU, and a Triton whose Gluon knows it."""
-    return (
-        not INTERPRETED
-        and device.type == "cuda"
-        and torch.cuda.get_device_capability(device)[0] == 9
-        and importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
-    )
 
 
 def _set_sizes(cut: int, heads: int, kv_heads: int) -> tuple[int, int]:

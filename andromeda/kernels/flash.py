@@ -20,7 +20,7 @@ from andromeda.kernels import rotate
 from andromeda.kernels.flash_backward import dkv_kernel, dq_kernel
 from andromeda.kernels.flash_forward import forward_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
-from andromeda.kernels.launch import on_device_of
+from andromeda.kernels.launch import has_hopper_gluon, on_device_of
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 LOG2_E = math.log2(math.e)
@@ -149,16 +149,41 @@ def _forward(
     if num_keys <= tiles.keys or v.dtype == torch.float16:
         bounds = None
     for segment in _segments(heads, local, rotated):
+        switches = _switches(segment, rotary, windows, starts)
         for online in (True,) if bounds is None else (False, True):
+            if bounds is not None and not online and fits_the_ring(q, keys, v, out, switches):
+                _launch_ring(q, keys, v, bounds, out, lse, segment)
+                continue
             seldom = online and bounds is not None
             programs = min(num_tiles, FALLBACK_PROGRAMS) if seldom else num_tiles * segment.count
             forward_kernel[(programs, batch)](
                 q, keys_at, v_at, out, lse, *(_pointer(x, q) for x in (slopes, windows, bounds, starts)),
                 _decay(rotary, q), *q.stride()[:3], *out.stride()[:3],
                 queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
-                **_switches(segment, rotary, windows, starts), HAS_BOUNDS=bounds is not None, ONLINE=online,
+                **switches, HAS_BOUNDS=bounds is not None, ONLINE=online,
                 D=dim_head, **tiles.options(),
             )  # fmt: skip
+
+
+def fits_the_ring(q: Tensor, keys: Tensor, v: Tensor, out: Tensor, switches: dict[str, Any]) -> bool:
+    """Whether flash_hopper.py takes a launch without the running maximum: global heads of one document a row."""
+    return (
+        not (switches["LOCAL"] or switches["CHUNK"] or switches["PACKED"])
+        and q.shape[3] == 128
+        and q.dtype == keys.dtype
+        and q.dtype in (torch.bfloat16, torch.float8_e4m3fn)
+        and v.dtype == out.dtype == torch.bfloat16
+        and not INTERPRETED
+        and has_hopper_gluon(q.device)
+    )
+
+
+def _launch_ring(
+    q: Tensor, keys: Tensor, v: Tensor, bounds: Tensor, out: Tensor, lse: Tensor, segment: _Segment
+) -> None:
+    from andromeda.kernels import flash_hopper  # Gluon, which is imported where it runs alone
+
+    flash_hopper.launch(q, keys, v, bounds.contiguous(), out, lse, segment.first, segment.count, int(segment.rotated))
 
 
 @torch.library.custom_op("andromeda::flash_attention_backward", mutates_args=())

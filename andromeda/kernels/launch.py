@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import torch
 from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # not imported; torch.compile cannot trace the search
+
+
+@functools.cache
+def has_hopper_gluon(device: torch.device) -> bool:
+    """A Hopper GPU, and a Triton whose Gluon knows it."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device)[0] == 9
+        and importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
+    )
 
 
 def on_device_of(x: Tensor) -> torch.cuda.device:
