@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -171,11 +172,135 @@ def test_operator_passes_opcheck() -> None:
     )
 
 
+on_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
+)
+
+
+@on_hopper
+class TestRing:
+    """Global heads, by flash_hopper.py: prepared queries and keys against float64."""
+
+    @staticmethod
+    def given(
+        queries: int, keys: int, *, batch: int = 1, heads: int = 4, kv_heads: int = 1, e4m3: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of up to 11.3 nats, shared out evenly among q and k; NaN beyond each row's keys and values."""
+
+        def beside_nan(*shape: int) -> Tensor:
+            longer = torch.full((*shape[:-2], shape[-2] + 70, shape[-1]), math.nan, device="cuda")
+            longer[..., : shape[-2], :] = F.normalize(torch.randn(shape, device="cuda"), dim=-1)
+            return longer
+
+        size, dtype = math.sqrt(11.3 * math.log2(math.e)), torch.float8_e4m3fn if e4m3 else torch.bfloat16
+        q = (size * F.normalize(torch.randn(batch, queries, heads, 128, device="cuda"), dim=-1)).to(dtype)
+        k = (size * beside_nan(1, batch, kv_heads, keys, 128)).to(dtype)[..., :keys, :]
+        v = (10 * beside_nan(batch, kv_heads, keys, 128)).bfloat16()[..., :keys, :].transpose(1, 2)
+        return q, k, v
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """out and lse by the ring alone, NaN where it stores nothing."""
+        from andromeda.kernels import flash_hopper
+
+        batch, queries, heads, _ = q.shape
+        out = torch.full_like(q, math.nan, dtype=torch.bfloat16)
+        lse = torch.full((batch, heads, queries), math.nan, device="cuda")
+        bounds = torch.full((heads,), 11.3, dtype=torch.float64, device="cuda") if bounds is None else bounds
+        flash_hopper.launch(q, k, v, bounds, out, lse, 0, heads, 0)
+        return out, lse
+
+    @staticmethod
+    def exact(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """out (B, T, heads, 128) and lse (B, heads, T) in base 2."""
+        group, offset = q.shape[2] // k.shape[2], k.shape[3] - q.shape[1]
+        q, k, v = (x.to(torch.bfloat16).to(dtype) for x in (q, k[0], v))
+        logits = torch.einsum("bqhd,bhkd->bhqk", q, k.repeat_interleave(group, 1))
+        hidden = torch.ones(logits.shape[2:], dtype=torch.bool, device="cuda").triu(offset + 1)
+        logits = logits.masked_fill(hidden, -math.inf) * math.log(2)
+        v = v.repeat_interleave(group, 2)
+        return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v), logits.logsumexp(-1) / math.log(2)
+
+    def check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """At most twice as far from the truth as plain PyTorch in bfloat16, in e4m3 from that of the rounded inputs."""
+        (out, lse), (truth, true_lse) = self.attend(q, k, v), self.exact(q, k, v)
+        # A weight and its sum are rounded apart, which `flash` leaves to the running maximum where keys are few.
+        spare = 2**-8 if k.shape[3] <= 64 else 1e-6
+        assert relative_error(out, truth) <= 2 * relative_error(self.exact(q, k, v, torch.bfloat16)[0], truth) + spare
+        # e4m3's products are summed in fewer bits than float32 has
+        assert (lse - true_lse).abs().max() < (2e-2 if q.dtype == torch.float8_e4m3fn else 1e-4)
+
+    @pytest.mark.parametrize("e4m3", [False, True], ids=["bf16", "e4m3"])
+    @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 127, 128, 129, 192, 193, 449, 577, 1000, 4096, 4133])
+    def test_any_length(self, tokens: int, e4m3: bool) -> None:
+        self.check(*self.given(tokens, tokens, e4m3=e4m3))
+
+    @pytest.mark.parametrize("e4m3", [False, True], ids=["bf16", "e4m3"])
+    @pytest.mark.parametrize(("queries", "keys"), [(1, 65), (1, 300), (64, 700), (130, 131), (777, 5000), (2048, 4097)])
+    def test_chunk_of_queries(self, queries: int, keys: int, e4m3: bool) -> None:
+        self.check(*self.given(queries, keys, e4m3=e4m3))
+
+    @pytest.mark.parametrize("e4m3", [False, True], ids=["bf16", "e4m3"])
+    @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(3, 4, 1), (1, 1, 1), (2, 6, 2), (3, 4, 4)])
+    def test_batches_and_key_heads(self, batch: int, heads: int, kv_heads: int, e4m3: bool) -> None:
+        for queries, keys in ((707, 707), (333, 1001)):
+            self.check(*self.given(queries, keys, batch=batch, heads=heads, kv_heads=kv_heads, e4m3=e4m3))
+
+    def test_a_head_of_too_large_a_bound_is_left_alone(self) -> None:
+        q, k, v = self.given(1500, 1500)
+        out, lse = self.attend(q, k, v)
+        bounds = torch.tensor([11.3, 40.1, 39.9, 60.0], dtype=torch.float64, device="cuda")
+        left_out, left_lse = self.attend(q, k, v, bounds)
+        for h, alone in enumerate((False, True, False, True)):
+            assert left_out[:, :, h].isnan().all() if alone else torch.equal(left_out[:, :, h], out[:, :, h])
+            assert left_lse[:, h].isnan().all() if alone else torch.equal(left_lse[:, h], lse[:, h])
+        from andromeda.kernels.flash import prepared_attention
+
+        served = prepared_attention(q, k, v, Geometry(bounds=bounds, local_heads=0))
+        assert relative_error(served, self.exact(q, k, v)[0]) < 0.01
+        assert torch.equal(served[:, :, ::2], out[:, :, ::2])
+
+    @pytest.mark.parametrize("e4m3", [False, True], ids=["bf16", "e4m3"])
+    def test_many_runs_are_bit_identical(self, e4m3: bool) -> None:
+        q, k, v = self.given(3001, 9001, heads=24, e4m3=e4m3)
+        first = self.attend(q, k, v)
+        for _ in range(20):
+            assert all(map(torch.equal, self.attend(q, k, v), first))
+
+    def test_the_output_may_lie_where_the_queries_do(self) -> None:
+        from andromeda.kernels.flash import prepared_attention
+
+        q, k, v = self.given(1111, 1111)
+        expected, wide = self.attend(q, k, v)[0], torch.randn(1, 1111, 7, 128, device="cuda").bfloat16()
+        wide[:, :, 2:6] = q
+        inside = wide[:, :, 2:6]
+        bounds = torch.full((4,), 11.3, dtype=torch.float64, device="cuda")
+        assert prepared_attention(inside, k, v, Geometry(bounds=bounds, local_heads=0), out=inside) is inside
+        assert torch.equal(inside, expected)
+
+    def test_attention_goes_through_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from andromeda.kernels import flash_hopper
+
+        heads: list[tuple[Any, ...]] = []
+        launch = flash_hopper.launch
+
+        def seen(*arguments: Any) -> None:
+            heads.append(arguments[6:])
+            launch(*arguments)
+
+        monkeypatch.setattr(flash_hopper, "launch", seen)
+        q, k, v = (x.bfloat16() for x in inputs(300, 4, 128))
+        with attention_backend("triton"):
+            attention(q, k, v, geometry(4, 2, 128))
+        assert heads == [(2, 2, 0)]
+
+
 SMALL_CASE = """
 import torch
 from andromeda.kernels import flash
 from tests.kernels.test_flash_gpu import geometry, inputs, run
-run(flash.flash_attention, inputs(150, 2, 64), geometry(2, 1, 64), torch.bfloat16)
+for dim_head in (64, 128):
+    run(flash.flash_attention, inputs(150, 2, dim_head), geometry(2, 1, dim_head), torch.bfloat16)
 torch.cuda.synchronize()
 """
 
