@@ -27,6 +27,7 @@ LOG2_E = math.log2(math.e)
 INTERPRETED = not hasattr(forward_kernel, "warmup") or triton.knobs.runtime.interpret
 ENOUGH_PROGRAMS = 528  # four a multiprocessor of a Hopper GPU
 FALLBACK_PROGRAMS = 264  # two
+RING_KEYS = 128  # of a program of flash_hopper_backward.py
 
 
 @dataclass(frozen=True)
@@ -230,28 +231,52 @@ def _dkv(
     batch, _, heads, dim_head = q.shape
     _, _, kv_heads, num_keys, _ = keys.shape
     tiles = plan(dim_head).dkv
-    blocks = triton.cdiv(num_keys, tiles.keys)
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     q_at, dout_at = (_descriptor(x.transpose(1, 2), tiles.queries) for x in (_aligned(q), dout))
     ends = None if starts is None else _document_ends(starts)
     sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
+        switches = _switches(segment, rotary, windows, starts)
+        ring = fits_the_gradient_ring(q, keys, v, dout, switches)
+        blocks = triton.cdiv(num_keys, RING_KEYS if ring else tiles.keys)
         share = _share(segment.count, blocks * batch) if kv_heads == 1 else 1
         groups = segment.count // share
         dk, dv = (
             torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device) for _ in range(2)
         )
-        dkv_kernel[(blocks * groups, batch)](
-            q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
-            *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q),
-            q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
-            **_switches(segment, rotary, windows, starts), SHARE=share,
-            D=dim_head, **tiles.options(),
-        )  # fmt: skip
+        if ring:
+            _launch_gradient_ring(dout, lse, delta, _aligned(q), keys, v, dk, dv, segment, share)
+        else:
+            dkv_kernel[(blocks * groups, batch)](
+                q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
+                *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q),
+                q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
+                **switches, SHARE=share,
+                D=dim_head, **tiles.options(),
+            )  # fmt: skip
         for g in range(groups):
             place = int(segment.rotated), (segment.first + g) // (heads // kv_heads)
             sums.setdefault(place, []).append((dk[g], dv[g]))
     return _add_up(sums, keys, v)
+
+
+def fits_the_gradient_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:
+    """Whether flash_hopper_backward.py takes a launch: global heads of one document a row, all of it queries."""
+    return (
+        fits_the_ring(q, keys, v, dout, switches)
+        and keys.dtype == torch.bfloat16
+        and q.shape[1] == keys.shape[3]
+        and q.shape[1] % 4 == 0  # rows of float32 that begin at multiples of 16 bytes
+    )
+
+
+def _launch_gradient_ring(
+    dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, dk: Tensor, dv: Tensor,
+    segment: _Segment, share: int,
+) -> None:  # fmt: skip
+    from andromeda.kernels import flash_hopper_backward as hopper  # Gluon, which is imported where it runs alone
+
+    hopper.launch(dout, lse, delta, q, keys, v, dk, dv, segment.first, share, int(segment.rotated))
 
 
 def _add_up(sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]], keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ MAX_SHARED = 232_448  # bytes of shared memory that a program may have
 
 def tile(descriptor: Any) -> str:
     """The type of a tensor descriptor as a kernel's argument."""
-    kinds = {"bfloat16": "bf16", "float8_e4m3fn": "fp8e4nv"}
+    kinds = {"bfloat16": "bf16", "float8_e4m3fn": "fp8e4nv", "float32": "fp32"}
     kind = kinds[str(descriptor.base.dtype).removeprefix("torch.")]
     return f"tensordesc<{kind}{descriptor.block_shape},{descriptor.layout!r}>"
 

@@ -177,6 +177,16 @@ on_hopper = pytest.mark.skipif(
 )
 
 
+def plain(q: Tensor, keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Global heads by PyTorch: out (B, T, heads, 128) and lse (B, heads, T) in base 2, of prepared inputs."""
+    group, offset = q.shape[2] // v.shape[2], v.shape[1] - q.shape[1]
+    logits = torch.einsum("bqhd,bhkd->bhqk", q, keys[0].repeat_interleave(group, 1))
+    hidden = torch.ones(logits.shape[2:], dtype=torch.bool, device="cuda").triu(offset + 1)
+    logits = logits.masked_fill(hidden, -math.inf) * math.log(2)
+    v = v.repeat_interleave(group, 2)
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v), logits.logsumexp(-1) / math.log(2)
+
+
 @on_hopper
 class TestRing:
     """Global heads, by flash_hopper.py: prepared queries and keys against float64."""
@@ -213,13 +223,7 @@ class TestRing:
     @staticmethod
     def exact(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         """out (B, T, heads, 128) and lse (B, heads, T) in base 2."""
-        group, offset = q.shape[2] // k.shape[2], k.shape[3] - q.shape[1]
-        q, k, v = (x.to(torch.bfloat16).to(dtype) for x in (q, k[0], v))
-        logits = torch.einsum("bqhd,bhkd->bhqk", q, k.repeat_interleave(group, 1))
-        hidden = torch.ones(logits.shape[2:], dtype=torch.bool, device="cuda").triu(offset + 1)
-        logits = logits.masked_fill(hidden, -math.inf) * math.log(2)
-        v = v.repeat_interleave(group, 2)
-        return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v), logits.logsumexp(-1) / math.log(2)
+        return plain(*(x.to(torch.bfloat16).to(dtype) for x in (q, k, v)))
 
     def check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """At most twice as far from the truth as plain PyTorch in bfloat16, in e4m3 from that of the rounded inputs."""
@@ -293,6 +297,85 @@ class TestRing:
         with attention_backend("triton"):
             attention(q, k, v, geometry(4, 2, 128))
         assert heads == [(2, 2, 0)]
+
+
+@on_hopper
+class TestGradientRing:
+    """dk and dv of global heads, by flash_hopper_backward.py, beside the Triton kernel's and float64."""
+
+    @staticmethod
+    def given(tokens: int, *, batch: int = 1, heads: int = 4, kv_heads: int = 1) -> tuple[Tensor, ...]:
+        """What `flash._dkv` takes first: dout, lse, delta, q, keys, v."""
+        from andromeda.kernels import flash
+
+        q, k, v = TestRing.given(tokens, tokens, batch=batch, heads=heads, kv_heads=kv_heads)
+        dout = torch.randn(q.shape, device="cuda").bfloat16()
+        out, lse = torch.empty_like(q), torch.empty(batch, heads, tokens, device="cuda")
+        flash._forward(out, lse, q, k, v, None, None, None, None, 0, 0, 0.0, 1.0)
+        _, delta = flash._dq(out, dout, lse, q, k, v, None, None, None, 0, None)
+        return dout, lse, delta, q, k, v
+
+    @staticmethod
+    def gradients(given: tuple[Tensor, ...], ring: bool) -> tuple[Tensor, Tensor]:
+        """dkeys (1, B, kv_heads, T, 128) and dv (B, T, kv_heads, 128)."""
+        from andromeda.kernels import flash
+
+        dout, lse, delta, q, k, v = given
+        with pytest.MonkeyPatch.context() as patch:
+            if not ring:
+                patch.setattr(flash, "fits_the_gradient_ring", lambda *_: False)
+            return flash._dkv(dout, lse, delta, q, k, v, None, None, None, 0, None)
+
+    @staticmethod
+    def exact(given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """By autograd in float64."""
+        dout, _, _, q, *inputs = given
+        k, v = (x.double().requires_grad_() for x in inputs)
+        dk, dv = torch.autograd.grad(plain(q.double(), k, v)[0], (k, v), dout.double())
+        return dk, dv
+
+    def check(self, given: tuple[Tensor, ...]) -> None:
+        truth = self.exact(given)
+        for ours, triton, exact in zip(self.gradients(given, True), self.gradients(given, False), truth, strict=True):
+            assert relative_error(ours, exact) <= 1.2 * relative_error(triton, exact) + 1e-4
+
+    @pytest.mark.parametrize("tokens", [4, 60, 64, 68, 124, 128, 132, 188, 192, 196, 256, 1000, 2052])
+    def test_any_length(self, tokens: int) -> None:
+        self.check(self.given(tokens))
+
+    @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(3, 4, 1), (1, 1, 1), (2, 6, 2), (3, 4, 4)])
+    def test_batches_and_key_heads(self, batch: int, heads: int, kv_heads: int) -> None:
+        self.check(self.given(708, batch=batch, heads=heads, kv_heads=kv_heads))
+
+    @pytest.mark.parametrize("programs", [1, 60, 10**9])
+    @pytest.mark.parametrize("tokens", [64, 320, 1500])
+    def test_heads_that_share_a_program(self, programs: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        from andromeda.kernels import flash
+
+        monkeypatch.setattr(flash, "ENOUGH_PROGRAMS", programs)
+        self.check(self.given(tokens, heads=12))
+
+    def test_many_runs_are_bit_identical(self) -> None:
+        given = self.given(9000, heads=12)
+        first = self.gradients(given, True)
+        for _ in range(20):
+            assert all(map(torch.equal, self.gradients(given, True), first))
+
+    @pytest.mark.parametrize(("tokens", "times"), [(300, 1), (301, 0)])
+    def test_attention_goes_through_it(self, tokens: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        from andromeda.kernels import flash_hopper_backward as hopper
+
+        heads: list[tuple[Any, ...]] = []
+        launch = hopper.launch
+
+        def seen(*arguments: Any) -> None:
+            heads.append((arguments[8], arguments[6].shape[0] * arguments[9], arguments[10]))
+            launch(*arguments)
+
+        monkeypatch.setattr(hopper, "launch", seen)
+        with attention_backend("triton"):
+            run(attention, inputs(tokens, 4, 128), geometry(4, 2, 128), torch.bfloat16)
+        assert heads == [(2, 2, 0)] * times
 
 
 SMALL_CASE = """

@@ -1,4 +1,4 @@
-"""The forward kernel for Hopper GPUs compiles without one, as it should, and is given only what it takes.
+"""The kernels for Hopper GPUs compile without one, as they should, and are given only what they take.
 
 What it computes is asked on such a GPU, in test_flash_gpu.py: Gluon has no interpreter.
 """
@@ -6,6 +6,7 @@ What it computes is asked on such a GPU, in test_flash_gpu.py: Gluon has no inte
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,10 +36,31 @@ for keys_dtype, kind in ((torch.bfloat16, "bf16"), (torch.float8_e4m3fn, "fp8e4n
     )
 """
 
+GRADIENT_PROGRAM = """
+import torch
+from andromeda.kernels import flash_hopper_backward as hopper
+from tests.kernels.hopper import report, tile
 
-def test_the_kernel_compiles_for_hopper(tmp_path: os.PathLike[str]) -> None:
+def empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+rows, line = hopper.descriptor(empty(1, 24, 1000, 128)), hopper.line_descriptor(empty(1, 24, 1000, dtype=torch.float32))
+types = {
+    "q_desc": tile(rows), "dout_desc": tile(rows), "lse_desc": tile(line), "delta_desc": tile(line),
+    "k_desc": tile(hopper.descriptor(empty(2, 1, 1, 1000, 128))), "v_desc": tile(rows), "dk_ptr": "*fp32",
+    "dv_ptr": "*fp32",
+}
+report(
+    hopper.ring_dkv_kernel, types, warps=4, WHICH=0, SHARE=4, D=hopper.D, ROWS=hopper.ROWS, STAGES=hopper.STAGES,
+    LAG=hopper.LAG,
+)
+"""
+
+
+@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 2), (GRADIENT_PROGRAM, 1)], ids=["forward", "gradients"])
+def test_the_kernels_compile_for_hopper(program: str, kernels: int, tmp_path: os.PathLike[str]) -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-    check(reports(PROGRAM, tmp_path), kernels=2)
+    check(reports(program, tmp_path), kernels)
 
 
 def fits(
@@ -71,6 +93,52 @@ def test_what_the_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "INTERPRETED", False)
     monkeypatch.setattr(flash, "has_hopper_gluon", lambda device: False)
     assert not fits()
+
+
+def test_what_the_gradients_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "INTERPRETED", False)
+    monkeypatch.setattr(flash, "has_hopper_gluon", lambda device: True)
+
+    def fits(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, local: bool = False) -> bool:
+        shapes = (1, queries, 4, 128), (1, 1, 1, keys, 128), (1, keys, 1, 128), (1, queries, 4, 128)
+        dtypes = dtype, dtype, torch.bfloat16, torch.bfloat16
+        tensors = [torch.empty(s, dtype=t, device="meta") for s, t in zip(shapes, dtypes, strict=True)]
+        answer: bool = flash.fits_the_gradient_ring(*tensors, {"LOCAL": local, "CHUNK": 0, "PACKED": False})
+        return answer
+
+    assert fits(1000, 1000)
+    assert not fits(1000, 1000, local=True)
+    assert not fits(1000, 1000, E4M3)
+    assert not fits(996, 1000)
+    assert not fits(1001, 1001)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.skipif(not flash.INTERPRETED, reason="float32 is for the interpreter")
+def test_gradients_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Global heads and no others, each once; what it leaves is added to the Triton kernel's."""
+    q, v = torch.randn(1, 80, 4, 32), torch.randn(1, 80, 1, 32).requires_grad_()
+    k = torch.randn(1, 1, 1, 80, 32).requires_grad_()
+    geometry = flash.Geometry(slopes=torch.full((4,), 0.5), local_heads=2)
+    plain = torch.autograd.grad(flash.prepared_attention(q, k, v, geometry).sum(), (k, v))
+
+    def launch(*arguments: Any) -> None:
+        dk, dv, segment, share = arguments[6:]
+        served.append((segment.first, segment.count))
+        dk.fill_(1.0)
+        dv.fill_(2.0)
+        assert dk.shape[0] * share == segment.count
+
+    served: list[tuple[int, int]] = []
+    monkeypatch.setattr(flash, "fits_the_gradient_ring", lambda *arguments: not arguments[-1]["LOCAL"])
+    monkeypatch.setattr(flash, "_launch_gradient_ring", launch)
+    local = flash.prepared_attention(q[:, :, :2], k, v, replace(geometry, slopes=torch.full((2,), 0.5)))
+    expected = torch.autograd.grad(local.sum(), (k, v))
+    got = torch.autograd.grad(flash.prepared_attention(q, k, v, geometry).sum(), (k, v))
+    assert served == [(2, 2)]
+    for x, y, whole, fill in zip(got, expected, plain, (1.0, 2.0), strict=True):
+        torch.testing.assert_close(x - 2 * fill, y, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(x, whole, atol=1e-2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is so without a GPU")
