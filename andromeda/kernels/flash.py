@@ -213,12 +213,15 @@ def _dq(
     num_tiles = (num_keys - 1) // rows - first // rows + 1
     keys_at, v_at = (_descriptor(x, tiles.keys) for x in (keys, v.transpose(1, 2)))
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
+        switches = _switches(segment, rotary, windows, starts)
+        if fits_the_dq_ring(q, keys, v, dout, switches):
+            _launch_dq_ring(q, keys, v, out, dout, lse, delta, dq, segment)
+            continue
         dq_kernel[(num_tiles * segment.count, batch)](
             q, keys_at, v_at, out, dout, lse, delta, dq, *(_pointer(x, q) for x in (slopes, windows, starts)),
             _decay(rotary, q), *q.stride()[:3], *dout.stride()[:3], *dq.stride()[:3],
             queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
-            **_switches(segment, rotary, windows, starts),
-            D=dim_head, **tiles.options(),
+            **switches, D=dim_head, **tiles.options(),
         )  # fmt: skip
     return dq, delta
 
@@ -237,7 +240,7 @@ def _dkv(
     sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     for segment in _segments(heads, local, 0 if rotary is None else rotary.heads):
         switches = _switches(segment, rotary, windows, starts)
-        ring = fits_the_gradient_ring(q, keys, v, dout, switches)
+        ring = fits_the_dkv_ring(q, keys, v, dout, switches)
         blocks = triton.cdiv(num_keys, RING_KEYS if ring else tiles.keys)
         share = _share(segment.count, blocks * batch) if kv_heads == 1 else 1
         groups = segment.count // share
@@ -245,7 +248,7 @@ def _dkv(
             torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device) for _ in range(2)
         )
         if ring:
-            _launch_gradient_ring(dout, lse, delta, _aligned(q), keys, v, dk, dv, segment, share)
+            _launch_dkv_ring(dout, lse, delta, _aligned(q), keys, v, dk, dv, segment, share)
         else:
             dkv_kernel[(blocks * groups, batch)](
                 q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
@@ -260,23 +263,36 @@ def _dkv(
     return _add_up(sums, keys, v)
 
 
-def fits_the_gradient_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:
-    """Whether flash_hopper_backward.py takes a launch: global heads of one document a row, all of it queries."""
+def fits_the_dq_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:
+    """Whether flash_hopper_backward.py takes a launch for dq: global heads of one document a row."""
+    return fits_the_ring(q, keys, v, dout, switches) and keys.dtype == torch.bfloat16
+
+
+def fits_the_dkv_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:
+    """Whether flash_hopper_backward.py takes a launch for dk and dv: as for dq, and all keys have their queries."""
     return (
-        fits_the_ring(q, keys, v, dout, switches)
-        and keys.dtype == torch.bfloat16
+        fits_the_dq_ring(q, keys, v, dout, switches)
         and q.shape[1] == keys.shape[3]
         and q.shape[1] % 4 == 0  # rows of float32 that begin at multiples of 16 bytes
     )
 
 
-def _launch_gradient_ring(
+def _launch_dq_ring(
+    q: Tensor, keys: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, delta: Tensor, dq: Tensor,
+    segment: _Segment,
+) -> None:  # fmt: skip
+    from andromeda.kernels import flash_hopper_backward as hopper  # Gluon, as above
+
+    hopper.launch_dq(q, keys, v, out, dout, lse, delta, dq, segment.first, segment.count, int(segment.rotated))
+
+
+def _launch_dkv_ring(
     dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, dk: Tensor, dv: Tensor,
     segment: _Segment, share: int,
 ) -> None:  # fmt: skip
-    from andromeda.kernels import flash_hopper_backward as hopper  # Gluon, which is imported where it runs alone
+    from andromeda.kernels import flash_hopper_backward as hopper  # Gluon, as above
 
-    hopper.launch(dout, lse, delta, q, keys, v, dk, dv, segment.first, share, int(segment.rotated))
+    hopper.launch_dkv(dout, lse, delta, q, keys, v, dk, dv, segment.first, share, int(segment.rotated))
 
 
 def _add_up(sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]], keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def descriptor(x: Tensor) -> TensorDescriptor:
 
 
 @gluon.jit
-def _next(slot, phase, STAGES: gl.constexpr):
+def next_stage(slot, phase, STAGES: gl.constexpr):
     """The stage after this one, and which use of it is meant, odd or even."""
     slot += 1
     wrapped = slot == STAGES
@@ -75,7 +75,7 @@ def _next(slot, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _fill(source, ring, block, slot, pred, KEYS: gl.constexpr, D: gl.constexpr):
+def fill_block(source, ring, block, slot, pred, KEYS: gl.constexpr, D: gl.constexpr):
     """Asks for a block's keys and values."""
     k_desc, v_desc, which, batch, kv = source
     ks, vs, full, _ = ring
@@ -125,7 +125,7 @@ def _group(
     s = warpgroup_mma_wait(0, deps=(s,))
     old = 0
     slot = 0
-    ahead, ahead_phase = _next(0, 0, STAGES)
+    ahead, ahead_phase = next_stage(0, 0, STAGES)
     refilled = STAGES - 1 - LAG  # where block j - 1 - LAG was, j being 0
     refilled_phase = 1
     for j in range(own - 1):
@@ -141,13 +141,13 @@ def _group(
             done = j - 1 - LAG
             wanted = (done >= 0) & (done + STAGES < blocks)
             mbarrier.wait(empty.index(refilled), refilled_phase, pred=wanted)
-            _fill(source, ring, done + STAGES, refilled, wanted, KEYS, D)
-            refilled, refilled_phase = _next(refilled, refilled_phase, STAGES)
+            fill_block(source, ring, done + STAGES, refilled, wanted, KEYS, D)
+            refilled, refilled_phase = next_stage(refilled, refilled_phase, STAGES)
         else:
             mbarrier.arrive(empty.index(old), count=1, pred=j > 0)
         old = slot
         slot = ahead
-        ahead, ahead_phase = _next(ahead, ahead_phase, STAGES)
+        ahead, ahead_phase = next_stage(ahead, ahead_phase, STAGES)
     i = first + gl.arange(0, ROWS, gl.SliceLayout(1, S))
     k = (own - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, S))
     p = gl.exp2(gl.where(k[None, :] <= i[:, None], s, float("-inf")))
@@ -197,7 +197,7 @@ def ring_forward_kernel(
     fence_async_shared()
     source = (k_desc, v_desc, WHICH, batch, h // group)
     for i in gl.static_range(STAGES):
-        _fill(source, ring, i, i, i < blocks, KEYS, D)
+        fill_block(source, ring, i, i, i < blocks, KEYS, D)
     tensors = (q_ptr, q_b, q_t, q_h), (out_ptr, out_b, out_t, out_h), lse_ptr
     tile = (first, offset, queries, heads, h, blocks, stored)
     # Constants may not stand in a tuple that has a name.

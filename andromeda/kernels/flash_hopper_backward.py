@@ -1,9 +1,12 @@
-"""dk and dv of global heads on a Hopper GPU, in Gluon: flash_backward.py's `dkv_kernel` for what attends to all.
+"""The backward pass of global heads on a Hopper GPU, in Gluon: flash_backward.py's kernels for what attends to all.
 
-A program owns 128 keys, 64 for each of two warp groups, and walks over the tiles of 64 queries of its heads that see
+dq goes as the forward pass does (flash_hopper.py): 128 queries a program, a ring of blocks of keys and values. The next
+block's scores and dout @ v^T run while the weights are taken.
+
+For dk and dv a program owns 128 keys, 64 for each of two warp groups, and walks over the tiles of 64 queries that see
 them, one head after the other: the tiles form one sequence of steps. The copy engine (TMA) fills a ring of stages in
 shared memory, each a tile's queries, output gradients, log-sum-exps and deltas, which both groups use; the first group
-also fills it again (see flash_hopper.py).
+also fills it again.
 
 A step has four products, all transposed, keys by queries. The weights are taken while v @ dout^T runs, the logits'
 gradient while dv's product runs; a step begins the next one's scores and waits for all, while the other group goes on.
@@ -24,26 +27,50 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
+    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language import debug_barrier
 
-from andromeda.kernels.flash_hopper import GROUPS, D, _next, descriptor
+from andromeda.kernels.flash_hopper import GROUPS, D, descriptor, fill_block, next_stage
 
 ROWS = 64  # keys of a warp group, and queries of a tile
-STAGES, LAG = 4, 2
+STAGES, LAG = 4, 2  # of tiles of queries
+DQ_STAGES, DQ_LAG = 5, 2  # of blocks of keys
 
 LN_2 = gl.constexpr(0.6931471805599453)
 TILE_LAYOUT = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 LINE_LAYOUT = gl.constexpr(gl.NVMMASharedLayout(0, 32, 2))
 
 
-def launch(
+def launch_dq(
+    q: Tensor, keys: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, delta: Tensor, dq: Tensor,
+    first_head: int, num_heads: int, which: int,
+) -> None:  # fmt: skip
+    """flash_backward.dq_kernel for the heads from `first_head` on, of what `flash.fits_the_dq_ring` admits.
+
+    Args:
+        q, out, dout, dq: (B, T, heads, 128), keys: (1 or 2, B, kv_heads, S, 128), v: (B, S, kv_heads, 128) in bfloat16,
+            keys and values as tensor descriptors need them, out and dq contiguous; dq is written.
+        lse, delta: (B, heads, T) float32, contiguous; delta is written.
+    """
+    batch, queries, heads, _ = q.shape
+    num_keys, tile = keys.shape[3], GROUPS * ROWS
+    tiles = (num_keys - 1) // tile - (num_keys - queries) // tile + 1
+    ring_dq_kernel[(tiles * num_heads, batch)](
+        q, descriptor(keys), descriptor(v.transpose(1, 2)), out, dout, lse, delta, dq,
+        *q.stride()[:3], *dout.stride()[:3], *dq.stride()[:3],
+        queries, num_keys, heads, first_head, num_heads, heads // keys.shape[2], tiles,
+        WHICH=which, D=D, ROWS=ROWS, STAGES=DQ_STAGES, LAG=DQ_LAG, num_warps=4,
+    )  # fmt: skip
+
+
+def launch_dkv(
     dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, dk: Tensor, dv: Tensor,
     first_head: int, share: int, which: int,
 ) -> None:  # fmt: skip
-    """flash_backward.dkv_kernel for the heads from `first_head` on, of what `flash.fits_the_gradient_ring` admits.
+    """flash_backward.dkv_kernel for the heads from `first_head` on, of what `flash.fits_the_dkv_ring` admits.
 
     Args:
         q, dout: (B, T, heads, 128) and keys: (1 or 2, B, kv_heads, T, 128), v: (B, T, kv_heads, 128) in bfloat16, as
@@ -64,6 +91,127 @@ def line_descriptor(x: Tensor) -> TensorDescriptor:
     """(B, heads, T): ROWS numbers of one head; those outside read as zeros."""
     lines = x.flatten(0, 1)
     return TensorDescriptor(lines, list(lines.shape), list(lines.stride()), [1, ROWS], LINE_LAYOUT.value)
+
+
+@gluon.jit
+def _dq_group(
+    GROUP: gl.constexpr, source, ring, tensors, tile,
+    D: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+):  # fmt: skip
+    """What warp group GROUP does: its rows of the tile, over all `blocks` of the ring or, if the first, one fewer."""
+    queries_at, dout_at, dq_at, out_ptr, lse_ptr, delta_ptr = tensors
+    q_ptr, q_b, q_t, q_h = queries_at
+    dout_ptr, dout_b, dout_t, dout_h = dout_at
+    dq_ptr, dq_b, dq_t, dq_h = dq_at
+    first, offset, queries, heads, h, blocks, dout_tiles = tile
+    ks, vs, full, empty = ring
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
+    GRADIENT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, GRADIENT, 2)
+    L: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    first += GROUP * ROWS
+    row = first - offset + gl.arange(0, ROWS, gl.SliceLayout(1, L))
+    there = (row >= 0) & (row < queries)
+    inside, wide = there[:, None], row.to(gl.int64)[:, None]
+    channel = gl.arange(0, D, gl.SliceLayout(0, L))[None, :]
+    batch = source[3].to(gl.int64)
+    out = gl.load(out_ptr + batch * dq_b + h * dq_h + wide * dq_t + channel, mask=inside, other=0.0)
+    dout = gl.load(dout_ptr + batch * dout_b + h * dout_h + wide * dout_t + channel, mask=inside, other=0.0)
+    dout_tile = dout_tiles.index(GROUP)
+    dout_tile.store(dout)
+    delta = gl.sum(out.to(gl.float32) * dout.to(gl.float32), axis=1)
+    line = (batch * heads + h) * queries + row
+    gl.store(delta_ptr + line, delta, mask=there)
+    delta = gl.convert_layout(delta, gl.SliceLayout(1, S))[:, None]
+    lse = gl.load(lse_ptr + line, mask=there, other=float("inf"))
+    lse = gl.convert_layout(lse, gl.SliceLayout(1, S))[:, None]
+    q = gl.load(q_ptr + batch * q_b + h * q_h + wide * q_t + channel, mask=inside, other=0.0)
+    q = gl.convert_layout(q, gl.DotOperandLayout(0, S, 2))
+    fence_async_shared()
+    own = blocks - 1 if GROUP == 0 else blocks
+    zero = gl.zeros([ROWS, ROWS], gl.float32, S)
+    dq = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, GRADIENT))
+    mbarrier.wait(full.index(0), 0)
+    s = warpgroup_mma(q, ks.index(0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(0, deps=(s,))
+    old = 0
+    slot = 0
+    ahead, ahead_phase = next_stage(0, 0, STAGES)
+    refilled = STAGES - 1 - LAG
+    refilled_phase = 1
+    for j in range(own - 1):
+        dp = warpgroup_mma(dout_tile, vs.index(slot).permute((1, 0)), zero, use_acc=False, is_async=True)
+        mbarrier.wait(full.index(ahead), ahead_phase)
+        coming = warpgroup_mma(q, ks.index(ahead).permute((1, 0)), zero, use_acc=False, is_async=True)
+        p = gl.exp2(s - lse)
+        dp = warpgroup_mma_wait(1, deps=(dp,))
+        ds = p * (dp - delta)
+        dq = warpgroup_mma(gl.convert_layout(ds.to(gl.bfloat16), WEIGHTS), ks.index(slot), dq, is_async=True)
+        s = warpgroup_mma_wait(1, deps=(coming,))
+        debug_barrier()
+        if GROUP == 0:
+            done = j - 1 - LAG
+            wanted = (done >= 0) & (done + STAGES < blocks)
+            mbarrier.wait(empty.index(refilled), refilled_phase, pred=wanted)
+            fill_block(source, ring, done + STAGES, refilled, wanted, ROWS, D)
+            refilled, refilled_phase = next_stage(refilled, refilled_phase, STAGES)
+        else:
+            mbarrier.arrive(empty.index(old), count=1, pred=j > 0)
+        old = slot
+        slot = ahead
+        ahead, ahead_phase = next_stage(ahead, ahead_phase, STAGES)
+    dp = warpgroup_mma(dout_tile, vs.index(slot).permute((1, 0)), zero, use_acc=False, is_async=True)
+    i, j = first + gl.arange(0, ROWS, gl.SliceLayout(1, S)), gl.arange(0, ROWS, gl.SliceLayout(0, S))
+    p = gl.where(((own - 1) * ROWS + j)[None, :] <= i[:, None], gl.exp2(s - lse), 0.0)
+    dp = warpgroup_mma_wait(0, deps=(dp,))
+    ds = p * (dp - delta)
+    dq = warpgroup_mma(gl.convert_layout(ds.to(gl.bfloat16), WEIGHTS), ks.index(slot), dq, is_async=True)
+    dq = warpgroup_mma_wait(0, deps=(dq,))
+    dq = gl.convert_layout((dq * LN_2).to(gl.bfloat16), L)
+    gl.store(dq_ptr + batch * dq_b + h * dq_h + wide * dq_t + channel, dq, mask=inside)
+
+
+@gluon.jit
+def ring_dq_kernel(
+    q_ptr, k_desc, v_desc, out_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
+    q_b, q_t, q_h, dout_b, dout_t, dout_h, dq_b, dq_t, dq_h,
+    queries, num_keys, heads, first_head, num_heads, group, tiles,
+    WHICH: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+):  # fmt: skip
+    """Grid and shapes of flash_hopper.ring_forward_kernel; out and dq have the same strides.
+
+    Leaves delta (B, heads, T) behind, as flash_backward.dq_kernel does.
+    """
+    gl.static_assert(STAGES - LAG >= 3, "the last blocks would never be asked for")
+    batch, program = gl.program_id(1), gl.program_id(0)
+    h = first_head + program % num_heads
+    offset = num_keys - queries
+    first = (offset // (2 * ROWS) + tiles - 1 - program // num_heads) * (2 * ROWS)
+    blocks = first // ROWS + 2
+    ring = (
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, D], TILE_LAYOUT),
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, D], TILE_LAYOUT),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
+    )
+    dout_tiles = gl.allocate_shared_memory(gl.bfloat16, [2, ROWS, D], TILE_LAYOUT)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ring[2].index(i), count=1)
+        mbarrier.init(ring[3].index(i), count=1)
+    fence_async_shared()
+    source = (k_desc, v_desc, WHICH, batch, h // group)
+    for i in gl.static_range(STAGES):
+        fill_block(source, ring, i, i, i < blocks, ROWS, D)
+    tensors = (
+        (q_ptr, q_b, q_t, q_h), (dout_ptr, dout_b, dout_t, dout_h), (dq_ptr, dq_b, dq_t, dq_h),
+        out_ptr, lse_ptr, delta_ptr,
+    )  # fmt: skip
+    tile = (first, offset, queries, heads, h, blocks, dout_tiles)
+    # Constants may not stand in a tuple that has a name.
+    gl.warp_specialize([
+        (_dq_group, (0, source, ring, tensors, tile, D, ROWS, STAGES, LAG)),
+        (_dq_group, (1, source, ring, tensors, tile, D, ROWS, STAGES, LAG)),
+    ], [4], [256])  # fmt: skip
 
 
 @gluon.jit
@@ -128,7 +276,7 @@ def _leave(
         wanted = (step >= STAGES) & (step < steps)
         mbarrier.wait(ring[5].index(refilled), phase, pred=wanted)
         _fill(source, ring, h, tile, refilled, wanted, ROWS, D)
-        refilled, phase = _next(refilled, phase, STAGES)
+        refilled, phase = next_stage(refilled, phase, STAGES)
         h, tile = _next_tile(h, tile, first_tile, tiles, source[6])
     else:
         mbarrier.arrive(ring[5].index(slot), count=1)
@@ -143,7 +291,7 @@ def _next_tile(h, tile, first_tile, tiles, num_groups):
 
 
 @gluon.jit
-def _group(
+def _dkv_group(
     GROUP: gl.constexpr, source, key_tiles, ring, out, first_tile, tiles, h, tile,
     SHARE: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
@@ -166,23 +314,23 @@ def _group(
         if GROUP == 1:  # the first tile sees the first group's keys alone
             mbarrier.wait(ring[4].index(slot), phase)
             refill = _leave(GROUP, source, ring, slot, refill, first_tile, tiles, steps, D, ROWS, STAGES)
-            slot, phase = _next(slot, phase, STAGES)
+            slot, phase = next_stage(slot, phase, STAGES)
         s = warpgroup_mma_wait(0, deps=(_scores(keys, ring, slot, phase, zero),))
         dk, dv = _add(s, dk, dv, values, ring, slot, zero, True, S, WEIGHTS)
         old = slot
-        slot, phase = _next(slot, phase, STAGES)
+        slot, phase = next_stage(slot, phase, STAGES)
         s, dk, dv = warpgroup_mma_wait(0, deps=(_scores(keys, ring, slot, phase, zero), dk, dv))
         refill = _leave(GROUP, source, ring, old, refill, first_tile, tiles, steps, D, ROWS, STAGES)
         for _ in range(first_tile + GROUP + 2, tiles):
             dk, dv = _add(s, dk, dv, values, ring, slot, zero, False, S, WEIGHTS)
             old = slot
-            slot, phase = _next(slot, phase, STAGES)
+            slot, phase = next_stage(slot, phase, STAGES)
             s, dk, dv = warpgroup_mma_wait(0, deps=(_scores(keys, ring, slot, phase, zero), dk, dv))
             refill = _leave(GROUP, source, ring, old, refill, first_tile, tiles, steps, D, ROWS, STAGES)
         dk, dv = _add(s, dk, dv, values, ring, slot, zero, False, S, WEIGHTS)
         dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
         refill = _leave(GROUP, source, ring, slot, refill, first_tile, tiles, steps, D, ROWS, STAGES)
-        slot, phase = _next(slot, phase, STAGES)
+        slot, phase = next_stage(slot, phase, STAGES)
     row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, GRADIENT))[:, None]
     at = row * D + gl.arange(0, D, gl.SliceLayout(0, GRADIENT))[None, :]
     gl.store(dk_ptr + at, dk * LN_2, mask=row < rows)
@@ -240,6 +388,6 @@ def ring_dkv_kernel(
     out = (dk_ptr + target, dv_ptr + target, num_keys - block * (2 * ROWS))
     # Constants may not stand in a tuple that has a name.
     gl.warp_specialize([
-        (_group, (0, source, key_tiles, ring, out, first_tile, tiles, h, tile, SHARE, D, ROWS, STAGES, LAG)),
-        (_group, (1, source, key_tiles, ring, out, first_tile, tiles, h, tile, SHARE, D, ROWS, STAGES, LAG)),
+        (_dkv_group, (0, source, key_tiles, ring, out, first_tile, tiles, h, tile, SHARE, D, ROWS, STAGES, LAG)),
+        (_dkv_group, (1, source, key_tiles, ring, out, first_tile, tiles, h, tile, SHARE, D, ROWS, STAGES, LAG)),
     ], [4], [256])  # fmt: skip

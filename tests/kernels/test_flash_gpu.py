@@ -301,51 +301,49 @@ class TestRing:
 
 @on_hopper
 class TestGradientRing:
-    """dk and dv of global heads, by flash_hopper_backward.py, beside the Triton kernel's and float64."""
+    """Gradients of global heads, by flash_hopper_backward.py, beside the Triton kernels' and float64."""
 
     @staticmethod
-    def given(tokens: int, *, batch: int = 1, heads: int = 4, kv_heads: int = 1) -> tuple[Tensor, ...]:
-        """What `flash._dkv` takes first: dout, lse, delta, q, keys, v."""
+    def given(queries: int, keys: int | None = None, heads: int = 4, **shape: int) -> tuple[Tensor, ...]:
+        """out, dout, lse, q, keys, v as `flash._dq` takes them."""
         from andromeda.kernels import flash
 
-        q, k, v = TestRing.given(tokens, tokens, batch=batch, heads=heads, kv_heads=kv_heads)
+        q, k, v = TestRing.given(queries, keys or queries, heads=heads, **shape)
         dout = torch.randn(q.shape, device="cuda").bfloat16()
-        out, lse = torch.empty_like(q), torch.empty(batch, heads, tokens, device="cuda")
+        out, lse = torch.empty_like(q), torch.empty(q.shape[0], heads, queries, device="cuda")
         flash._forward(out, lse, q, k, v, None, None, None, None, 0, 0, 0.0, 1.0)
-        _, delta = flash._dq(out, dout, lse, q, k, v, None, None, None, 0, None)
-        return dout, lse, delta, q, k, v
+        return out, dout, lse, q, k, v
 
     @staticmethod
-    def gradients(given: tuple[Tensor, ...], ring: bool) -> tuple[Tensor, Tensor]:
-        """dkeys (1, B, kv_heads, T, 128) and dv (B, T, kv_heads, 128)."""
+    def gradients(given: tuple[Tensor, ...], ring: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """dq (B, T, heads, 128), dkeys (1, B, kv_heads, S, 128) and dv (B, S, kv_heads, 128)."""
         from andromeda.kernels import flash
 
-        dout, lse, delta, q, k, v = given
+        out, dout, lse, q, k, v = given
         with pytest.MonkeyPatch.context() as patch:
             if not ring:
-                patch.setattr(flash, "fits_the_gradient_ring", lambda *_: False)
-            return flash._dkv(dout, lse, delta, q, k, v, None, None, None, 0, None)
-
-    @staticmethod
-    def exact(given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """By autograd in float64."""
-        dout, _, _, q, *inputs = given
-        k, v = (x.double().requires_grad_() for x in inputs)
-        dk, dv = torch.autograd.grad(plain(q.double(), k, v)[0], (k, v), dout.double())
-        return dk, dv
+                patch.setattr(flash, "fits_the_dq_ring", lambda *_: False)
+            dq, delta = flash._dq(out, dout, lse, q, k, v, None, None, None, 0, None)
+            return dq, *flash._dkv(dout, lse, delta, q, k, v, None, None, None, 0, None)
 
     def check(self, given: tuple[Tensor, ...]) -> None:
-        truth = self.exact(given)
-        for ours, triton, exact in zip(self.gradients(given, True), self.gradients(given, False), truth, strict=True):
-            assert relative_error(ours, exact) <= 1.2 * relative_error(triton, exact) + 1e-4
+        _, dout, _, *inputs = given
+        exact = [x.double().requires_grad_() for x in inputs]
+        truths = torch.autograd.grad(plain(*exact)[0], exact, dout.double())
+        for ours, triton, truth in zip(self.gradients(given), self.gradients(given, False), truths, strict=True):
+            assert relative_error(ours, truth) <= 1.2 * relative_error(triton, truth) + 1e-4
 
-    @pytest.mark.parametrize("tokens", [4, 60, 64, 68, 124, 128, 132, 188, 192, 196, 256, 1000, 2052])
+    @pytest.mark.parametrize("tokens", [1, 4, 60, 64, 67, 68, 124, 128, 132, 188, 192, 196, 256, 999, 1000, 2052])
     def test_any_length(self, tokens: int) -> None:
         self.check(self.given(tokens))
 
+    @pytest.mark.parametrize(("queries", "keys"), [(1, 65), (64, 700), (130, 131), (777, 2000)])
+    def test_chunk_of_queries(self, queries: int, keys: int) -> None:
+        self.check(self.given(queries, keys))
+
     @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(3, 4, 1), (1, 1, 1), (2, 6, 2), (3, 4, 4)])
     def test_batches_and_key_heads(self, batch: int, heads: int, kv_heads: int) -> None:
-        self.check(self.given(708, batch=batch, heads=heads, kv_heads=kv_heads))
+        self.check(self.given(708, heads=heads, batch=batch, kv_heads=kv_heads))
 
     @pytest.mark.parametrize("programs", [1, 60, 10**9])
     @pytest.mark.parametrize("tokens", [64, 320, 1500])
@@ -357,25 +355,26 @@ class TestGradientRing:
 
     def test_many_runs_are_bit_identical(self) -> None:
         given = self.given(9000, heads=12)
-        first = self.gradients(given, True)
+        first = self.gradients(given)
         for _ in range(20):
-            assert all(map(torch.equal, self.gradients(given, True), first))
+            assert all(map(torch.equal, self.gradients(given), first))
 
-    @pytest.mark.parametrize(("tokens", "times"), [(300, 1), (301, 0)])
-    def test_attention_goes_through_it(self, tokens: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        from andromeda.kernels import flash_hopper_backward as hopper
+    @pytest.mark.parametrize(("tokens", "kernels"), [(300, ["dq", "dkv"]), (301, ["dq"])])
+    def test_attention_goes_through_it(self, tokens: int, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        from andromeda.kernels import flash
 
-        heads: list[tuple[Any, ...]] = []
-        launch = hopper.launch
+        seen: list[str] = []
+        for name in ("dq", "dkv"):
+            launch = getattr(flash, f"_launch_{name}_ring")
 
-        def seen(*arguments: Any) -> None:
-            heads.append((arguments[8], arguments[6].shape[0] * arguments[9], arguments[10]))
-            launch(*arguments)
+            def recorded(*arguments: Any, name: str = name, launch: Callable[..., None] = launch) -> None:
+                seen.append(name)
+                launch(*arguments)
 
-        monkeypatch.setattr(hopper, "launch", seen)
+            monkeypatch.setattr(flash, f"_launch_{name}_ring", recorded)
         with attention_backend("triton"):
             run(attention, inputs(tokens, 4, 128), geometry(4, 2, 128), torch.bfloat16)
-        assert heads == [(2, 2, 0)] * times
+        assert seen == kernels
 
 
 SMALL_CASE = """

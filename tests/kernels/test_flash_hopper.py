@@ -54,10 +54,15 @@ report(
     hopper.ring_dkv_kernel, types, warps=4, WHICH=0, SHARE=4, D=hopper.D, ROWS=hopper.ROWS, STAGES=hopper.STAGES,
     LAG=hopper.LAG,
 )
+types |= {f"{name}_ptr": "*bf16" for name in ("q", "out", "dout", "dq")} | {"lse_ptr": "*fp32", "delta_ptr": "*fp32"}
+report(
+    hopper.ring_dq_kernel, types, warps=4, multiples=[f"{x}_{y}" for x in ("q", "dout", "dq") for y in "bth"],
+    WHICH=0, D=hopper.D, ROWS=hopper.ROWS, STAGES=hopper.DQ_STAGES, LAG=hopper.DQ_LAG,
+)
 """
 
 
-@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 2), (GRADIENT_PROGRAM, 1)], ids=["forward", "gradients"])
+@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 2), (GRADIENT_PROGRAM, 2)], ids=["forward", "gradients"])
 def test_the_kernels_compile_for_hopper(program: str, kernels: int, tmp_path: os.PathLike[str]) -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
     check(reports(program, tmp_path), kernels)
@@ -95,7 +100,7 @@ def test_what_the_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits()
 
 
-def test_what_the_gradients_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_gradients_kernels_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "INTERPRETED", False)
     monkeypatch.setattr(flash, "has_hopper_gluon", lambda device: True)
 
@@ -103,19 +108,25 @@ def test_what_the_gradients_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> 
         shapes = (1, queries, 4, 128), (1, 1, 1, keys, 128), (1, keys, 1, 128), (1, queries, 4, 128)
         dtypes = dtype, dtype, torch.bfloat16, torch.bfloat16
         tensors = [torch.empty(s, dtype=t, device="meta") for s, t in zip(shapes, dtypes, strict=True)]
-        answer: bool = flash.fits_the_gradient_ring(*tensors, {"LOCAL": local, "CHUNK": 0, "PACKED": False})
+        answer: bool = kernel(*tensors, {"LOCAL": local, "CHUNK": 0, "PACKED": False})
         return answer
 
+    kernel = flash.fits_the_dkv_ring
     assert fits(1000, 1000)
     assert not fits(1000, 1000, local=True)
     assert not fits(1000, 1000, E4M3)
     assert not fits(996, 1000)
     assert not fits(1001, 1001)
+    kernel = flash.fits_the_dq_ring
+    assert fits(996, 1000)
+    assert fits(1001, 1001)
+    assert not fits(1000, 1000, local=True)
+    assert not fits(1000, 1000, E4M3)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.skipif(not flash.INTERPRETED, reason="float32 is for the interpreter")
-def test_gradients_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_for_dk_and_dv(monkeypatch: pytest.MonkeyPatch) -> None:
     """Global heads and no others, each once; what it leaves is added to the Triton kernel's."""
     q, v = torch.randn(1, 80, 4, 32), torch.randn(1, 80, 1, 32).requires_grad_()
     k = torch.randn(1, 1, 1, 80, 32).requires_grad_()
@@ -130,8 +141,8 @@ def test_gradients_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dk.shape[0] * share == segment.count
 
     served: list[tuple[int, int]] = []
-    monkeypatch.setattr(flash, "fits_the_gradient_ring", lambda *arguments: not arguments[-1]["LOCAL"])
-    monkeypatch.setattr(flash, "_launch_gradient_ring", launch)
+    monkeypatch.setattr(flash, "fits_the_dkv_ring", lambda *arguments: not arguments[-1]["LOCAL"])
+    monkeypatch.setattr(flash, "_launch_dkv_ring", launch)
     local = flash.prepared_attention(q[:, :, :2], k, v, replace(geometry, slopes=torch.full((2,), 0.5)))
     expected = torch.autograd.grad(local.sum(), (k, v))
     got = torch.autograd.grad(flash.prepared_attention(q, k, v, geometry).sum(), (k, v))
