@@ -304,13 +304,15 @@ class TestGradientRing:
     """Gradients of global heads, by flash_hopper_backward.py, beside the Triton kernels' and float64."""
 
     @staticmethod
-    def given(queries: int, keys: int | None = None, heads: int = 4, **shape: int) -> tuple[Tensor, ...]:
+    def given(
+        queries: int, keys: int | None = None, *, batch: int = 1, heads: int = 4, kv_heads: int = 1
+    ) -> tuple[Tensor, ...]:
         """out, dout, lse, q, keys, v as `flash._dq` takes them."""
         from andromeda.kernels import flash
 
-        q, k, v = TestRing.given(queries, keys or queries, heads=heads, **shape)
+        q, k, v = TestRing.given(queries, keys or queries, batch=batch, heads=heads, kv_heads=kv_heads)
         dout = torch.randn(q.shape, device="cuda").bfloat16()
-        out, lse = torch.empty_like(q), torch.empty(q.shape[0], heads, queries, device="cuda")
+        out, lse = torch.empty_like(q), torch.empty(batch, heads, queries, device="cuda")
         flash._forward(out, lse, q, k, v, None, None, None, None, 0, 0, 0.0, 1.0)
         return out, dout, lse, q, k, v
 
