@@ -161,8 +161,7 @@ def _forward(
                 q, keys_at, v_at, out, lse, *(_pointer(x, q) for x in (slopes, windows, bounds, starts)),
                 _decay(rotary, q), *q.stride()[:3], *out.stride()[:3],
                 queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
-                **switches, HAS_BOUNDS=bounds is not None, ONLINE=online,
-                D=dim_head, **tiles.options(),
+                **switches, HAS_BOUNDS=bounds is not None, ONLINE=online, D=dim_head, **tiles.options(),
             )  # fmt: skip
 
 
@@ -254,8 +253,7 @@ def _dkv(
                 q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
                 *(_pointer(x, q) for x in (slopes, windows, starts, ends)), _decay(rotary, q),
                 q.shape[1], num_keys, heads, segment.first, groups, heads // kv_heads,
-                **switches, SHARE=share,
-                D=dim_head, **tiles.options(),
+                **switches, SHARE=share, D=dim_head, **tiles.options(),
             )  # fmt: skip
         for g in range(groups):
             place = int(segment.rotated), (segment.first + g) // (heads // kv_heads)

@@ -37,7 +37,7 @@ from andromeda.kernels.flash_hopper import GROUPS, D, descriptor, fill_block, ne
 
 ROWS = 64  # keys of a warp group, and queries of a tile
 STAGES, LAG = 4, 2  # of tiles of queries
-DQ_STAGES, DQ_LAG = 5, 2  # of blocks of keys
+DQ_STAGES, DQ_LAG = 5, 1  # of blocks of keys
 
 LN_2 = gl.constexpr(0.6931471805599453)
 TILE_LAYOUT = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
