@@ -204,4 +204,4 @@ def ring_forward_kernel(
     gl.warp_specialize([
         (_group, (0, source, ring, tensors, tile, D, ROWS, KEYS, STAGES, LAG)),
         (_group, (1, source, ring, tensors, tile, D, ROWS, KEYS, STAGES, LAG)),
-    ], [4], [240])  # fmt: skip
+    ], [4], [256])  # fmt: skip
