@@ -21,3 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
     settings.register_profile("andromeda", deadline=None, print_blob=True)  # a busy machine is no failure
     settings.load_profile("andromeda")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_readme.py")  # a minute; last, it would keep one worker alone
