@@ -224,7 +224,7 @@ class TestFarPositions:
             assert x.grad.isfinite().all()
             assert x.grad.abs().max() > 0
 
-    @pytest.mark.parametrize("rotary_heads", ["alibi", "all"])
+    @pytest.mark.parametrize("rotary_heads", ["alibi", pytest.param("all", marks=pytest.mark.slow)])
     def test_cached_decode_near_a_million(self, rotary_heads: str) -> None:
         """float32 tiles against the dense path in float64, each over the same cache filled by hand."""
         config = AndromedaConfig(

@@ -333,9 +333,8 @@ def kill_and_build(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> Non
     assert contents(out) == contents(whole)
 
 
-@pytest.mark.parametrize("stage", [".work/texts/verse", ".work/duplicates"])
-def test_kill(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> None:
-    kill_and_build(corpus, whole, tmp_path, stage)
+def test_kill(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    kill_and_build(corpus, whole, tmp_path, ".work/texts/verse")
 
 
 @pytest.mark.slow
@@ -345,7 +344,7 @@ def test_kill_in_every_stage(corpus: Path, whole: Path, tmp_path: Path, stage: s
     kill_and_build(corpus, whole, tmp_path, stage)
 
 
-@pytest.mark.parametrize("stage", ["build.key", ".work/duplicates"])
+@pytest.mark.parametrize("stage", [pytest.param("build.key", marks=pytest.mark.slow), ".work/duplicates"])
 def test_control_c_ends_it_in_silence(corpus: Path, tmp_path: Path, stage: str) -> None:
     """While two workers clean, or one trains the vocabulary."""
     arguments = command(corpus, tmp_path / "spec.yaml", tmp_path / "out")

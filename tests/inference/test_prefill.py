@@ -115,7 +115,7 @@ FOUR_HEADS = {"heads": 4, "alibi_num_heads": 2}
         ({"deepnorm": False}, 1),
         ({"shift_tokens": 2}, 1),
         (FOUR_HEADS | {"attn_one_kv_head": False}, 2),
-        (FOUR_HEADS | {"attn_qk_norm_dim_scale": False}, 2),
+        pytest.param(FOUR_HEADS | {"attn_qk_norm_dim_scale": False}, 2, marks=pytest.mark.slow),
         ({"alibi_pos_bias": False, "rotary_heads": "none", "rotary_xpos": False, "alibi_num_heads": 2}, 2),
         ({"rotary_heads": "all"}, 0),
         (NO_NORM, 0),
