@@ -87,6 +87,48 @@ def fill_block(source, ring, block, slot, pred, KEYS: gl.constexpr, D: gl.conste
 
 
 @gluon.jit
+def leave_block(
+    GROUP: gl.constexpr, source, ring, j, old, blocks, refilled, phase,
+    KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+):  # fmt: skip
+    """After a group's last use of block j - 1, in stage `old`. The first fills the stage of block j - 1 - LAG again.
+
+    Returns the stage that it fills next, and its phase.
+    """
+    empty = ring[3]
+    debug_barrier()  # no warp of the group reads the stage any more
+    if GROUP == 0:
+        done = j - 1 - LAG
+        wanted = (done >= 0) & (done + STAGES < blocks)
+        mbarrier.wait(empty.index(refilled), phase, pred=wanted)
+        fill_block(source, ring, done + STAGES, refilled, wanted, KEYS, D)
+        refilled, phase = next_stage(refilled, phase, STAGES)
+    else:
+        mbarrier.arrive(empty.index(old), count=1, pred=j > 0)
+    return refilled, phase
+
+
+@gluon.jit
+def filled_ring(source, blocks, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
+    """A ring of blocks of keys and values, with a barrier for full and one for empty a stage; its first blocks come."""
+    k_desc, v_desc, _, _, _ = source
+    KEY_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, k_desc.dtype.primitive_bitwidth, 2)
+    ring = (
+        gl.allocate_shared_memory(k_desc.dtype, [STAGES, KEYS, D], KEY_LAYOUT),
+        gl.allocate_shared_memory(v_desc.dtype, [STAGES, KEYS, D], VALUE_LAYOUT),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
+    )
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ring[2].index(i), count=1)
+        mbarrier.init(ring[3].index(i), count=1)
+    fence_async_shared()
+    for i in gl.static_range(STAGES):
+        fill_block(source, ring, i, i, i < blocks, KEYS, D)
+    return ring
+
+
+@gluon.jit
 def _sums(p):
     """(ROWS, KEYS) -> (ROWS, 8): each thread adds up what it holds."""
     return gl.sum(p.reshape(p.shape[0], p.shape[1] // 8, 8), axis=1)
@@ -102,7 +144,7 @@ def _group(
     q_ptr, q_b, q_t, q_h = queries_at
     out_ptr, out_b, out_t, out_h = out_at
     first, offset, queries, heads, h, blocks, stored = tile
-    ks, vs, full, empty = ring
+    ks, vs, full, _ = ring
     BITS: gl.constexpr = ks.dtype.primitive_bitwidth
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 256 // BITS])
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])  # noqa: E741 - of the output
@@ -136,15 +178,9 @@ def _group(
         p = gl.convert_layout(p.to(gl.bfloat16), WEIGHTS)
         acc = warpgroup_mma(p, vs.index(slot), acc, is_async=True)
         s = warpgroup_mma_wait(1, deps=(coming,))  # the product with the values of block j - 1 is done as well
-        debug_barrier()  # no warp of the group reads that block's stage any more
-        if GROUP == 0:
-            done = j - 1 - LAG
-            wanted = (done >= 0) & (done + STAGES < blocks)
-            mbarrier.wait(empty.index(refilled), refilled_phase, pred=wanted)
-            fill_block(source, ring, done + STAGES, refilled, wanted, KEYS, D)
-            refilled, refilled_phase = next_stage(refilled, refilled_phase, STAGES)
-        else:
-            mbarrier.arrive(empty.index(old), count=1, pred=j > 0)
+        refilled, refilled_phase = leave_block(
+            GROUP, source, ring, j, old, blocks, refilled, refilled_phase, KEYS, D, STAGES, LAG
+        )
         old = slot
         slot = ahead
         ahead, ahead_phase = next_stage(ahead, ahead_phase, STAGES)
@@ -184,20 +220,8 @@ def ring_forward_kernel(
     offset = num_keys - queries
     first = (offset // (2 * ROWS) + tiles - 1 - program // num_heads) * (2 * ROWS)
     blocks = gl.where(stored, first // KEYS + 2, 1)  # a head that is left alone pays for one
-    KEY_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, k_desc.dtype.primitive_bitwidth, 2)
-    ring = (
-        gl.allocate_shared_memory(k_desc.dtype, [STAGES, KEYS, D], KEY_LAYOUT),
-        gl.allocate_shared_memory(v_desc.dtype, [STAGES, KEYS, D], VALUE_LAYOUT),
-        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
-    )
-    for i in gl.static_range(STAGES):
-        mbarrier.init(ring[2].index(i), count=1)
-        mbarrier.init(ring[3].index(i), count=1)
-    fence_async_shared()
     source = (k_desc, v_desc, WHICH, batch, h // group)
-    for i in gl.static_range(STAGES):
-        fill_block(source, ring, i, i, i < blocks, KEYS, D)
+    ring = filled_ring(source, blocks, KEYS, D, STAGES)
     tensors = (q_ptr, q_b, q_t, q_h), (out_ptr, out_b, out_t, out_h), lse_ptr
     tile = (first, offset, queries, heads, h, blocks, stored)
     # Constants may not stand in a tuple that has a name.

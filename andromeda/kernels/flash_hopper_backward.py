@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language import debug_barrier
 
-from andromeda.kernels.flash_hopper import GROUPS, D, descriptor, fill_block, next_stage
+from andromeda.kernels.flash_hopper import GROUPS, D, descriptor, filled_ring, leave_block, next_stage
 
 ROWS = 64  # keys of a warp group, and queries of a tile
 STAGES, LAG = 4, 2  # of tiles of queries
@@ -104,7 +104,7 @@ def _dq_group(
     dout_ptr, dout_b, dout_t, dout_h = dout_at
     dq_ptr, dq_b, dq_t, dq_h = dq_at
     first, offset, queries, heads, h, blocks, dout_tiles = tile
-    ks, vs, full, empty = ring
+    ks, vs, full, _ = ring
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     GRADIENT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, GRADIENT, 2)
@@ -148,15 +148,9 @@ def _dq_group(
         ds = p * (dp - delta)
         dq = warpgroup_mma(gl.convert_layout(ds.to(gl.bfloat16), WEIGHTS), ks.index(slot), dq, is_async=True)
         s = warpgroup_mma_wait(1, deps=(coming,))
-        debug_barrier()
-        if GROUP == 0:
-            done = j - 1 - LAG
-            wanted = (done >= 0) & (done + STAGES < blocks)
-            mbarrier.wait(empty.index(refilled), refilled_phase, pred=wanted)
-            fill_block(source, ring, done + STAGES, refilled, wanted, ROWS, D)
-            refilled, refilled_phase = next_stage(refilled, refilled_phase, STAGES)
-        else:
-            mbarrier.arrive(empty.index(old), count=1, pred=j > 0)
+        refilled, refilled_phase = leave_block(
+            GROUP, source, ring, j, old, blocks, refilled, refilled_phase, ROWS, D, STAGES, LAG
+        )
         old = slot
         slot = ahead
         ahead, ahead_phase = next_stage(ahead, ahead_phase, STAGES)
@@ -188,20 +182,9 @@ def ring_dq_kernel(
     offset = num_keys - queries
     first = (offset // (2 * ROWS) + tiles - 1 - program // num_heads) * (2 * ROWS)
     blocks = first // ROWS + 2
-    ring = (
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, D], TILE_LAYOUT),
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, D], TILE_LAYOUT),
-        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
-    )
-    dout_tiles = gl.allocate_shared_memory(gl.bfloat16, [2, ROWS, D], TILE_LAYOUT)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(ring[2].index(i), count=1)
-        mbarrier.init(ring[3].index(i), count=1)
-    fence_async_shared()
     source = (k_desc, v_desc, WHICH, batch, h // group)
-    for i in gl.static_range(STAGES):
-        fill_block(source, ring, i, i, i < blocks, ROWS, D)
+    ring = filled_ring(source, blocks, ROWS, D, STAGES)
+    dout_tiles = gl.allocate_shared_memory(gl.bfloat16, [2, ROWS, D], TILE_LAYOUT)
     tensors = (
         (q_ptr, q_b, q_t, q_h), (dout_ptr, dout_b, dout_t, dout_h), (dq_ptr, dq_b, dq_t, dq_h),
         out_ptr, lse_ptr, delta_ptr,

@@ -1,6 +1,6 @@
 """The kernels for Hopper GPUs compile without one, as they should, and are given only what they take.
 
-What it computes is asked on such a GPU, in test_flash_gpu.py: Gluon has no interpreter.
+What they compute is asked on such a GPU, in test_flash_gpu.py: Gluon has no interpreter.
 """
 
 from __future__ import annotations
