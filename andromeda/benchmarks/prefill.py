@@ -203,11 +203,15 @@ def attention_seconds(config: AndromedaConfig, length: int, precision: str, ceil
 
 
 def layer_parts(runner: Prefill, ids: Tensor, ceilings: Ceilings) -> list[Part]:
-    """Runs through the layers, with a clock at each stage, so that the numbers are those of a real pass."""
+    """Runs through the layers, with a clock at each stage, so that the numbers are those of a real pass.
+
+    The first layer is left out: in fp8 it has a stage more.
+    """
     with torch.no_grad():
         step = runner.begin(ids)
+        step.block(0)
         marks: list[list[torch.cuda.Event]] = []
-        for n in range(runner.config.depth - 1):
+        for n in range(1, runner.config.depth - 1):
             stages = step.stages(n)
             events = [torch.cuda.Event(enable_timing=True) for _ in range(len(stages) + 1)]
             events[0].record()

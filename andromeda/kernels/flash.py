@@ -20,7 +20,7 @@ from andromeda.kernels import rotate
 from andromeda.kernels.flash_backward import dkv_kernel, dq_kernel
 from andromeda.kernels.flash_forward import forward_kernel
 from andromeda.kernels.geometry import Geometry, Rotary
-from andromeda.kernels.launch import has_hopper_gluon, on_device_of
+from andromeda.kernels.launch import has_hopper_gluon, on_device_of, written
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
 LOG2_E = math.log2(math.e)
@@ -81,14 +81,18 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tens
     return prepared_attention(q, rotate.stack_keys(k, geometry.rotary), v, geometry)
 
 
-def prepared_attention(q: Tensor, keys: Tensor, v: Tensor, geometry: Geometry, out: Tensor | None = None) -> Tensor:
+def prepared_attention(
+    q: Tensor, keys: Tensor, v: Tensor, geometry: Geometry, out: Tensor | None = None, out_scale: float = 1.0
+) -> Tensor:
     """Attention over prepared queries and keys.
 
     Args:
         q: (B, T, heads, D), times log2(e), rotated as by `rotate.rotate_queries`.
         keys: (1 or 2, B, kv_heads, S, D) as `rotate.stack_keys` makes them. v: (B, S, kv_heads, D).
         geometry: as in `reference_attention`.
-        out: (B, T, heads, D) to write to, any strides but the last; no gradients then. It may be where q came from.
+        out: (B, T, heads, D) to write to, any strides but the last; no gradients then. It may be where q came from,
+            or in e4m3, in which what is above the range becomes its largest number.
+        out_scale: what `out` is multiplied by.
 
     Returns:
         (B, T, heads, D).
@@ -100,8 +104,9 @@ def prepared_attention(q: Tensor, keys: Tensor, v: Tensor, geometry: Geometry, o
         *((0, 0.0, 1.0) if rotary is None else (rotary.heads, rotary.xpos_scale or 0.0, rotary.interpolation)),
     )  # fmt: skip
     if out is not None:
-        with on_device_of(q):
-            _forward(out, None, *arguments)
+        with on_device_of(q), written(out) as target:
+            assert target is not None
+            _forward(target, None, *arguments, out_scale)
         return out
     result: Tensor = _attend(*arguments)[0]
     return result
@@ -135,7 +140,7 @@ def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _forward(
     out: Tensor, lse: Tensor | None, q: Tensor, keys: Tensor, v: Tensor, slopes: Tensor | None,
     windows: Tensor | None, bounds: Tensor | None, starts: Tensor | None, local: int, rotated: int,
-    xpos_scale: float, interpolation: float,
+    xpos_scale: float, interpolation: float, out_scale: float = 1.0,
 ) -> None:  # fmt: skip
     batch, queries, heads, dim_head = q.shape
     if lse is None:
@@ -153,14 +158,14 @@ def _forward(
         switches = _switches(segment, rotary, windows, starts)
         for online in (True,) if bounds is None else (False, True):
             if bounds is not None and not online and fits_the_ring(q, keys, v, out, switches):
-                _launch_ring(q, keys, v, bounds, out, lse, segment)
+                _launch_ring(q, keys, v, bounds, out, lse, out_scale, segment)
                 continue
             seldom = online and bounds is not None
             programs = min(num_tiles, FALLBACK_PROGRAMS) if seldom else num_tiles * segment.count
             forward_kernel[(programs, batch)](
                 q, keys_at, v_at, out, lse, *(_pointer(x, q) for x in (slopes, windows, bounds, starts)),
                 _decay(rotary, q), *q.stride()[:3], *out.stride()[:3],
-                queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles,
+                queries, num_keys, heads, segment.first, segment.count, heads // keys.shape[2], num_tiles, out_scale,
                 **switches, HAS_BOUNDS=bounds is not None, ONLINE=online, D=dim_head, **tiles.options(),
             )  # fmt: skip
 
@@ -171,19 +176,20 @@ def fits_the_ring(q: Tensor, keys: Tensor, v: Tensor, out: Tensor, switches: dic
         not (switches["LOCAL"] or switches["CHUNK"] or switches["PACKED"])
         and q.shape[3] == 128
         and q.dtype == keys.dtype
-        and q.dtype in (torch.bfloat16, torch.float8_e4m3fn)
-        and v.dtype == out.dtype == torch.bfloat16
+        and v.dtype == torch.bfloat16
+        and {q.dtype, out.dtype} <= {torch.bfloat16, torch.float8_e4m3fn}
         and not INTERPRETED
         and has_hopper_gluon(q.device)
     )
 
 
 def _launch_ring(
-    q: Tensor, keys: Tensor, v: Tensor, bounds: Tensor, out: Tensor, lse: Tensor, segment: _Segment
+    q: Tensor, keys: Tensor, v: Tensor, bounds: Tensor, out: Tensor, lse: Tensor, out_scale: float, segment: _Segment
 ) -> None:
     from andromeda.kernels import flash_hopper  # Gluon, which is imported where it runs alone
 
-    flash_hopper.launch(q, keys, v, bounds.contiguous(), out, lse, segment.first, segment.count, int(segment.rotated))
+    heads = segment.first, segment.count, int(segment.rotated)
+    flash_hopper.launch(q, keys, v, bounds.contiguous(), out, lse, *heads, out_scale)
 
 
 @torch.library.custom_op("andromeda::flash_attention_backward", mutates_args=())
@@ -263,7 +269,7 @@ def _dkv(
 
 def fits_the_dq_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:
     """Whether flash_hopper_backward.py takes a launch for dq: global heads of one document a row."""
-    return fits_the_ring(q, keys, v, dout, switches) and keys.dtype == torch.bfloat16
+    return fits_the_ring(q, keys, v, dout, switches) and keys.dtype == dout.dtype == torch.bfloat16
 
 
 def fits_the_dkv_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:

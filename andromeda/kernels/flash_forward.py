@@ -162,7 +162,7 @@ def _span(
 @triton.jit
 def _forward_tile(
     tile, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
-    q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
+    q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group, out_scale,
     WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -189,7 +189,7 @@ def _forward_tile(
         )  # fmt: skip
     if not ONLINE:
         top = tl.zeros([BM], tl.float32)
-    out = (acc * (1.0 / total)[:, None]).to(out_ptr.dtype.element_ty)
+    out = (acc * (out_scale / total)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + wide * out_b + h * out_h + row[:, None] * out_t + channel, out, mask=inside[:, None])
     if LOCAL:
         top -= slope * (i - first - BM // 2).to(tl.float32)
@@ -201,7 +201,7 @@ def forward_kernel(
     q_ptr, keys, v, out_ptr, lse_ptr,
     slopes_ptr, windows_ptr, bounds_ptr, starts_ptr, decay_ptr,
     q_b, q_t, q_h, out_b, out_t, out_h,
-    queries, num_keys, heads, first_head, num_heads, group, tiles,
+    queries, num_keys, heads, first_head, num_heads, group, tiles, out_scale,
     HAS_BOUNDS: tl.constexpr, WHICH: tl.constexpr, CHUNK: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     HAS_WINDOWS: tl.constexpr, ONLINE: tl.constexpr, WIDEN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -211,8 +211,8 @@ def forward_kernel(
     Where bounds are known there are two launches: one without the running maximum, which leaves heads that need it
     alone, and for these one with it, and with few programs, since there is seldom such a head.
 
-    q, out (B, T, heads, D); keys (1 or 2, B, kv_heads, S, D) and v (B, kv_heads, S, D) as tensor descriptors;
-    lse (B, heads, T), base 2.
+    q, out (B, T, heads, D), out times out_scale; keys (1 or 2, B, kv_heads, S, D) and v (B, kv_heads, S, D) as tensor
+    descriptors; lse (B, heads, T), base 2.
     """
     batch, program = tl.program_id(1), tl.program_id(0)
     if HAS_BOUNDS and ONLINE:
@@ -223,7 +223,7 @@ def forward_kernel(
                     _forward_tile(
                         tiles - 1 - back, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr,
                         starts_ptr, decay_ptr, q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
-                        WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
+                        out_scale, WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
                     )  # fmt: skip
     else:
         h, tile = head_and_tile(program, first_head, num_heads, tiles, LOCAL)
@@ -232,6 +232,6 @@ def forward_kernel(
                 return
         _forward_tile(
             tile, h, batch, q_ptr, keys, v, out_ptr, lse_ptr, slopes_ptr, windows_ptr, starts_ptr, decay_ptr,
-            q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group,
+            q_b, q_t, q_h, out_b, out_t, out_h, queries, num_keys, heads, group, out_scale,
             WHICH, CHUNK, LOCAL, PACKED, HAS_WINDOWS, ONLINE, WIDEN, D, BM, BN,
         )  # fmt: skip

@@ -39,23 +39,23 @@ VALUE_LAYOUT = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 
 def launch(
     q: Tensor, keys: Tensor, v: Tensor, bounds: Tensor, out: Tensor, lse: Tensor, first_head: int, num_heads: int,
-    which: int,
+    which: int, out_scale: float,
 ) -> None:  # fmt: skip
     """flash_forward.forward_kernel for the heads from `first_head` on, of what `flash.fits_the_ring` admits.
 
     Heads whose bound is above MAX_BOUND are left alone.
 
     Args:
-        q, out: (B, T, heads, 128); q in bfloat16 or e4m3, out in bfloat16. keys: (1 or 2, B, kv_heads, S, 128) in q's
-            type, of which those of `which` are used. v: (B, S, kv_heads, 128) in bfloat16. Keys and values as tensor
-            descriptors need them. bounds: (heads,), contiguous. lse: (B, heads, T) float32, base 2.
+        q, out: (B, T, heads, 128), each in bfloat16 or e4m3. keys: (1 or 2, B, kv_heads, S, 128) in q's type, of which
+            those of `which` are used. v: (B, S, kv_heads, 128) in bfloat16. Keys and values as tensor descriptors need
+            them. bounds: (heads,), contiguous. lse: (B, heads, T) float32, base 2. out_scale: on out.
     """
     batch, queries, heads, _ = q.shape
     num_keys, tile, (stages, lag) = keys.shape[3], GROUPS * ROWS, RINGS[keys.dtype]
     tiles = (num_keys - 1) // tile - (num_keys - queries) // tile + 1
     ring_forward_kernel[(tiles * num_heads, batch)](
         q, descriptor(keys), descriptor(v.transpose(1, 2)), out, lse, bounds, *q.stride()[:3], *out.stride()[:3],
-        queries, num_keys, heads, first_head, num_heads, heads // keys.shape[2], tiles,
+        queries, num_keys, heads, first_head, num_heads, heads // keys.shape[2], tiles, out_scale,
         WHICH=which, D=D, ROWS=ROWS, KEYS=KEYS, STAGES=stages, LAG=lag, num_warps=4,
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def _group(
     queries_at, out_at, lse_ptr = tensors
     q_ptr, q_b, q_t, q_h = queries_at
     out_ptr, out_b, out_t, out_h = out_at
-    first, offset, queries, heads, h, blocks, stored = tile
+    first, offset, queries, heads, h, blocks, stored, out_scale = tile
     ks, vs, full, _ = ring
     BITS: gl.constexpr = ks.dtype.primitive_bitwidth
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 256 // BITS])
@@ -192,8 +192,8 @@ def _group(
     acc = warpgroup_mma(p, vs.index(slot), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mass = gl.sum(total, axis=1)
-    out = acc * (1.0 / gl.convert_layout(mass, gl.SliceLayout(1, O)))[:, None]
-    out = gl.convert_layout(out.to(gl.bfloat16), L)
+    out = acc * (out_scale / gl.convert_layout(mass, gl.SliceLayout(1, O)))[:, None]
+    out = gl.convert_layout(out.to(out_ptr.dtype.element_ty), L)
     gl.store(out_ptr + batch * out_b + h * out_h + row * out_t + channel, out, mask=inside & stored)
     line = i - offset
     mass = gl.convert_layout(mass, gl.SliceLayout(1, S))
@@ -204,7 +204,7 @@ def _group(
 @gluon.jit
 def ring_forward_kernel(
     q_ptr, k_desc, v_desc, out_ptr, lse_ptr, bounds_ptr, q_b, q_t, q_h, out_b, out_t, out_h,
-    queries, num_keys, heads, first_head, num_heads, group, tiles,
+    queries, num_keys, heads, first_head, num_heads, group, tiles, out_scale,
     WHICH: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
     STAGES: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
@@ -223,7 +223,7 @@ def ring_forward_kernel(
     source = (k_desc, v_desc, WHICH, batch, h // group)
     ring = filled_ring(source, blocks, KEYS, D, STAGES)
     tensors = (q_ptr, q_b, q_t, q_h), (out_ptr, out_b, out_t, out_h), lse_ptr
-    tile = (first, offset, queries, heads, h, blocks, stored)
+    tile = (first, offset, queries, heads, h, blocks, stored, out_scale)
     # Constants may not stand in a tuple that has a name.
     gl.warp_specialize([
         (_group, (0, source, ring, tensors, tile, D, ROWS, KEYS, STAGES, LAG)),

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from andromeda.kernels.geometry import Rotary
+from andromeda.kernels.launch import written
 from andromeda.kernels.rotate import decay_exponent, turn
 from andromeda.kernels.rotation import rotation_constants, xpos_chunk
 
@@ -154,20 +155,16 @@ def prepare_queries_and_keys(
     gained = q_gain if q_gain is not None else k_gain
     at_keys = (0, 0, 0) if keys is None else keys.stride()[:3]
     rows = max(1, TILE // pairs)
-    out = q if out is None else out
-    target, slots = (None if x is None else _target(x) for x in (out, keys))
-    _prepare_kernel[(triton.cdiv(tokens, rows), batch)](
-        *(given if x is None else x for x in (q, target, k, slots, q_gain, k_gain)),
-        turns, decay, *row_strides(q), *row_strides(target), *row_strides(k), *at_keys,
-        tokens, offset, scale, key_scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
-        HEADS=0 if q is None else q.shape[2], KV_HEADS=0 if k is None else k.shape[2],
-        ROTATED=0 if rotary is None else rotary.heads, LOCAL=local_heads, LOG_N=trained_length is not None,
-        NORMALISE=normalise, GAINS=gained is not None, CHUNK=1 if rotary is None else xpos_chunk(rotary),
-        PAIRS=pairs, TOKENS=rows, num_warps=4,
-    )  # fmt: skip
-    for x, written in ((out, target), (keys, slots)):
-        if x is not None and written is not None and written is not x:
-            x.copy_(written)
+    with written(q if out is None else out) as target, written(keys) as slots:
+        _prepare_kernel[(triton.cdiv(tokens, rows), batch)](
+            *(given if x is None else x for x in (q, target, k, slots, q_gain, k_gain)),
+            turns, decay, *row_strides(q), *row_strides(target), *row_strides(k), *at_keys,
+            tokens, offset, scale, key_scale, 0.0 if trained_length is None else 1 / math.log(trained_length),
+            HEADS=0 if q is None else q.shape[2], KV_HEADS=0 if k is None else k.shape[2],
+            ROTATED=0 if rotary is None else rotary.heads, LOCAL=local_heads, LOG_N=trained_length is not None,
+            NORMALISE=normalise, GAINS=gained is not None, CHUNK=1 if rotary is None else xpos_chunk(rotary),
+            PAIRS=pairs, TOKENS=rows, num_warps=4,
+        )  # fmt: skip
 
 
 def row_strides(x: Tensor | None) -> tuple[int, int]:
@@ -230,27 +227,22 @@ def activate_to_fp8(x: Tensor, plain: int, kind: str, out: Tensor, scale: Tensor
         x: (rows, plain + width), rows may lie apart. out: (rows, plain + width) float8_e4m3fn. scale: (rows,) float32.
     """
     rows, columns = x.shape
-    block, target = triton.next_power_of_2(columns - plain), _target(out)
-    _activate_to_fp8_kernel[(rows,)](
-        x, target, scale, x.stride(0), target.stride(0),
-        PLAIN=plain, WIDTH=columns - plain, KIND=kind, PLAIN_BLOCK=triton.next_power_of_2(plain), BLOCK=block,
-        num_warps=min(16, max(4, block // 1024)),
-    )  # fmt: skip
-    if target is not out:
-        out.copy_(target)
-
-
-def _target(out: Tensor) -> Tensor:
-    """Where a kernel writes e4m3: the interpreter loses carries when it rounds, so PyTorch rounds for it."""
-    return out.float() if out.dtype == torch.float8_e4m3fn and not out.is_cuda else out
+    block = triton.next_power_of_2(columns - plain)
+    with written(out) as target:
+        assert target is not None
+        _activate_to_fp8_kernel[(rows,)](
+            x, target, scale, x.stride(0), target.stride(0),
+            PLAIN=plain, WIDTH=columns - plain, KIND=kind, PLAIN_BLOCK=triton.next_power_of_2(plain), BLOCK=block,
+            num_warps=min(16, max(4, block // 1024)),
+        )  # fmt: skip
 
 
 @triton.jit
 def _add_norm_shift_kernel(
-    x_ptr, o_ptr, weight_ptr, h_ptr, h_scale_ptr,
-    rows, alpha, eps,
+    x_ptr, o_ptr, weight_ptr, h_ptr,
+    rows, alpha, eps, unit,
     DIM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
-    POST: tl.constexpr, SEPARATE: tl.constexpr, H_SCALED: tl.constexpr,
+    POST: tl.constexpr, SEPARATE: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """One program: one token. Part i of its channels lies i rows further on."""
     r = tl.program_id(1).to(tl.int64) * rows + tl.program_id(0)
@@ -263,14 +255,14 @@ def _add_norm_shift_kernel(
     weight = tl.load(weight_ptr + c, mask=inside, other=0.0)
     x = alpha * x + o
     centred = tl.where(inside, x - tl.sum(x, 0) / DIM, 0.0)
-    y = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps) * weight
+    plain = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps)
+    y = plain * weight
     if POST:
         x = y
     tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=inside)
     if SEPARATE:
-        if H_SCALED:
-            y *= 1.0 / tl.load(h_scale_ptr)
-        tl.store(h_ptr + place, y.to(h_ptr.dtype.element_ty), mask=inside)
+        h = y if WEIGHTED else plain * unit
+        tl.store(h_ptr + place, h.to(h_ptr.dtype.element_ty), mask=inside)
 
 
 def add_norm_shift(
@@ -283,7 +275,7 @@ def add_norm_shift(
     eps: float,
     post: bool,
     h: Tensor | None = None,
-    h_scale: Tensor | None = None,
+    unit: float | None = None,
 ) -> None:
     """x <- LN(alpha * x + o) (post-norm), or x <- alpha * x + o and h = LN(x) (pre-norm), all in delayed rows.
 
@@ -292,24 +284,18 @@ def add_norm_shift(
         o: (B, T + shift, dim) contiguous, what is added, token t in row t.
         weight: (dim,) float32, LayerNorm's.
         h: like x, where the normalised goes as well; None: nowhere.
-        h_scale: () float32: h is divided by it.
+        unit: what 1 is in h, which then lacks the weight; None: h is as LayerNorm gives it.
     """
     batch, rows, dim = x.shape
-    block, target = triton.next_power_of_2(dim), x if h is None else _target(h)
-    _add_norm_shift_kernel[(rows - shift, batch)](
-        x, o, weight, target, x if h_scale is None else h_scale,
-        rows, alpha, eps,
-        DIM=dim, WIDTH=dim // (shift + 1), SHIFT=shift, BLOCK=block,
-        POST=post, SEPARATE=h is not None, H_SCALED=h_scale is not None,
-        num_warps=min(16, max(1, block // 512)),
-    )  # fmt: skip
-    if h is not None and target is not h:
-        h.copy_(target)
-
-
-def norm_bound(weight: Tensor, dim: int) -> Tensor:
-    """() the largest magnitude that LayerNorm with this weight can give: |y_c| <= sqrt(dim) |weight_c|."""
-    return weight.abs().amax().float() * math.sqrt(dim)
+    block = triton.next_power_of_2(dim)
+    with written(h) as target:
+        _add_norm_shift_kernel[(rows - shift, batch)](
+            x, o, weight, x if target is None else target,
+            rows, alpha, eps, 1.0 if unit is None else unit,
+            DIM=dim, WIDTH=dim // (shift + 1), SHIFT=shift, BLOCK=block,
+            POST=post, SEPARATE=h is not None, WEIGHTED=unit is None,
+            num_warps=min(16, max(1, block // 512)),
+        )  # fmt: skip
 
 
 def to_delayed_rows(x: Tensor, shift: int, out: Tensor) -> None:

@@ -209,6 +209,23 @@ def test_strided_inputs_and_a_given_output() -> None:
         torch.testing.assert_close(buffer[..., :128].unflatten(-1, (4, 32)), expected, rtol=0, atol=0)
 
 
+def test_an_output_in_e4m3_is_multiplied_first() -> None:
+    case = Case(queries=75)
+    with torch.no_grad():
+        q, k, v = case.inputs()
+        geometry = case.geometry()
+        expected = flash.flash_attention(q, k, v, geometry)
+        prepared, keys = (
+            rotate.rotate_queries(q, geometry.rotary, 0, flash.LOG2_E),
+            rotate.stack_keys(k, geometry.rotary),
+        )
+        out = torch.full(q.shape, math.nan).to(torch.float8_e4m3fn)
+        for out_scale in (16.0, 1e6):
+            flash.prepared_attention(prepared, keys, v, geometry, out=out, out_scale=out_scale)
+            wanted = (expected * out_scale).clamp(-448, 448)
+            assert ((out.float() - wanted).abs() <= (wanted.abs() * 2**-4).clamp(min=2**-10) * 1.01).all()
+
+
 def test_what_no_window_reaches_is_not_read() -> None:
     case = Case(queries=200, heads=2, local=2)
     q, k, v = (x.detach() for x in case.inputs())

@@ -22,12 +22,15 @@ import torch
 from andromeda.kernels import flash_hopper as hopper
 from tests.kernels.hopper import report, tile
 
-for keys_dtype, kind in ((torch.bfloat16, "bf16"), (torch.float8_e4m3fn, "fp8e4nv")):
+for keys_dtype, kind, out in (
+    (torch.bfloat16, "bf16", "bf16"), (torch.float8_e4m3fn, "fp8e4nv", "bf16"),
+    (torch.float8_e4m3fn, "fp8e4nv", "fp8e4nv"),
+):
     keys = hopper.descriptor(torch.empty(2, 1, 1, 1000, 128, dtype=keys_dtype, device="meta"))
     values = hopper.descriptor(torch.empty(1, 1, 1000, 128, dtype=torch.bfloat16, device="meta"))
     types = {
-        "q_ptr": f"*{kind}", "k_desc": tile(keys), "v_desc": tile(values), "out_ptr": "*bf16", "lse_ptr": "*fp32",
-        "bounds_ptr": "*fp64",
+        "q_ptr": f"*{kind}", "k_desc": tile(keys), "v_desc": tile(values), "out_ptr": f"*{out}",
+        "lse_ptr": "*fp32", "bounds_ptr": "*fp64", "out_scale": "fp32",
     }
     stages, lag = hopper.RINGS[keys_dtype]
     report(
@@ -62,7 +65,7 @@ report(
 """
 
 
-@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 2), (GRADIENT_PROGRAM, 2)], ids=["forward", "gradients"])
+@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 3), (GRADIENT_PROGRAM, 2)], ids=["forward", "gradients"])
 def test_the_kernels_compile_for_hopper(program: str, kernels: int, tmp_path: os.PathLike[str]) -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
     check(reports(program, tmp_path), kernels)
@@ -93,6 +96,7 @@ def test_what_the_kernel_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits(keys=E4M3)
     assert not fits(v=torch.float16, out=torch.bfloat16)
     assert not fits(out=torch.float16)
+    assert fits(q=E4M3, out=E4M3)
     monkeypatch.setattr(flash, "INTERPRETED", True)
     assert not fits()
     monkeypatch.setattr(flash, "INTERPRETED", False)

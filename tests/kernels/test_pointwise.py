@@ -177,16 +177,17 @@ def assert_near(got: Tensor, wanted: Tensor) -> None:
 
 
 def test_what_is_normalised_fits_e4m3_whatever_comes() -> None:
-    dim, weight = 64, rand(64)
+    dim, unit = 64, 448 / 8
     x, o = (torch.zeros(1, 2, dim, device=DEVICE) for _ in range(2))
     o[0, 0, 5] = 1e6  # a LayerNorm's largest output
     o[0, 1] = rand(dim)
     h = torch.zeros(1, 2, dim, dtype=torch.uint8, device=DEVICE).view(torch.float8_e4m3fn)
-    scale = pointwise.norm_bound(weight, dim) / 448
-    pointwise.add_norm_shift(x, o, weight, shift=0, alpha=1.0, eps=1e-5, post=True, h=h, h_scale=scale)
+    weight = 100 * rand(dim)  # is not in it
+    pointwise.add_norm_shift(x, o, weight, shift=0, alpha=1.0, eps=1e-5, post=True, h=h, unit=unit)
     assert h.float().isfinite().all()
-    error = (h.float() * scale - x).abs()
-    assert (error <= x.abs() / 16 + SUBNORMAL * scale).all()
+    wanted = F.layer_norm(o, (dim,), eps=1e-5)
+    torch.testing.assert_close(x, wanted * weight, atol=1e-3, rtol=1e-5)
+    assert ((h.float() / unit - wanted).abs() <= wanted.abs() / 16 + SUBNORMAL / unit).all()
 
 
 def test_unnormalised_zero_stays_zero() -> None:

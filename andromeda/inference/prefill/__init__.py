@@ -6,8 +6,11 @@ for the last token alone. In fp8 the products of all blocks but the last multipl
 
 * Weights have one scale a matrix. e4m3 is a floating-point format, so a scale only has to keep values in its range of
   17 binary orders, not to fit them closely.
-* What LayerNorm gives has a certain bound, sqrt(dim) * max|weight|, hence a fixed scale that cannot overflow.
-* Attention's output and the activation have a scale a row, measured; it is multiplied in after the product.
+* What LayerNorm gives is at most sqrt(dim) long without its weight, which the matrices take over. Hence a fixed scale
+  that cannot overflow; and bounds for values, so for means of them, and for squared ReLU (`weights`). On a Hopper GPU the
+  feed-forward's product, activation and rounding are one kernel therefore, and attention writes e4m3.
+* Elsewhere, in the first block of a DeepNorm model, which no LayerNorm precedes, and with other activations,
+  attention's output and the activation have a scale a row, measured; it is multiplied in after the product.
 * Normalised queries and keys need no measuring. Of the global heads, which do most of attention's work in a long
   prompt, q.k multiplies e4m3 numbers too, with the temperature shared among both sides; xPos's decay would leave
   e4m3's range.

@@ -15,8 +15,9 @@ from andromeda import positions
 from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig
 from andromeda.inference.prefill.memory import Space
-from andromeda.inference.prefill.weights import E4M3, E4M3_MAX, Layer, columns
+from andromeda.inference.prefill.weights import E4M3, E4M3_MAX, Layer, columns, up_scale
 from andromeda.kernels import Geometry, pointwise
+from andromeda.kernels.feed_forward import squared_relu_product
 from andromeda.kernels.flash import prepared_attention
 from andromeda.kernels.pointwise import from_delayed_rows, to_delayed_rows
 
@@ -48,7 +49,7 @@ class Step:
         if space.h8 is not None:
             if self.config.deepnorm:  # an embedding has no bound
                 space.h_scales[0].copy_((x.abs().amax().float() / E4M3_MAX).clamp(min=1e-30))
-            to_delayed_rows(_bytes((x / space.h_scales[0][0]).to(E4M3)), shift, _bytes(space.h8))
+            to_delayed_rows(_bytes(self._in_e4m3(0, x)), shift, _bytes(space.h8))
 
     def block(self, n: int) -> None:
         for stage in self.stages(n).values():
@@ -56,11 +57,12 @@ class Step:
 
     def stages(self, n: int) -> dict[str, Callable[[], object]]:
         """What block n does, in this order."""
+        activation = {} if self._apart(n) else {"activation": lambda: self._activation(n)}
         return {
             "product in": lambda: self._product_in(n),
-            "prepare": lambda: self._keys_and_values(n, self._queries()),
+            "prepare": lambda: self._keys_and_values(n, self._queries(n)),
             "attention": lambda: self._attention(n),
-            "activation": lambda: self._activation(n),
+            **activation,
             "product out": lambda: self._product_out(n),
             "add, norm, shift": lambda: self._add(n),
         }
@@ -78,7 +80,9 @@ class Step:
         layer, (queries, inner, _) = self.layers[n], columns(config)
         h = self._input(n)
         self._pass_on(n, h)
-        torch.mm(h.flatten(0, 1)[: self._rows], layer.inward.value[inner:].t(), out=self._fused[:, inner:])
+        torch.mm(
+            h.flatten(0, 1)[: self._rows], layer.inward.value[inner:].t(), out=self._of_rows(self._fused(n))[:, inner:]
+        )
         self._keys_and_values(n, None)
         last = F.linear(h[:, self.tokens - 1 : self.tokens], layer.inward.value[:inner])
         q = last[..., :queries].unflatten(-1, (config.heads, -1)).contiguous()
@@ -95,16 +99,19 @@ class Step:
     # ---- the stages ------------------------------------------------------------------------------
 
     def _product_in(self, n: int) -> None:
-        h, scales = self._input(n), self.space.h_scales
+        h, space, layer = self._input(n), self.space, self.layers[n]
         self._pass_on(n, h)
-        self.layers[n].inward.product(
-            h.flatten(0, 1)[: self._rows], self._fused, self._of_rows(scales[n] if scales else None)
-        )
+        rows = self._of_rows(h)
+        layer.inward.product(rows, self._of_rows(self._fused(n)), self._scale(n))
+        if layer.up is not None:
+            assert space.act8 is not None
+            queries, _, _ = columns(self.config)
+            squared_relu_product(rows, layer.up, self._of_rows(space.act8)[:, queries:], up_scale(self.config))
 
     def _keys_and_values(self, n: int, q: Tensor | None) -> None:
         """Prepares q and all keys as attention takes them; finds all values."""
-        config, space, (_, inner, end) = self.config, self.space, columns(self.config)
-        kv = space.fused[:, : self.tokens, inner:end].unflatten(-1, (2 * config.kv_heads, config.dim_head))
+        config, space, (_, inner, end) = self.config, self.space, self._columns(n)
+        kv = self._fused(n)[:, : self.tokens, inner:end].unflatten(-1, (2 * config.kv_heads, config.dim_head))
         k, v = kv.split(config.kv_heads, dim=2)
         self._prepare(n, q, k, self.held)
         if self.cache is not None:
@@ -137,8 +144,12 @@ class Step:
             )  # fmt: skip
 
     def _attention(self, n: int) -> None:
-        """In place of the queries; the heads in e4m3 apart."""
-        config, space, q, geometry = self.config, self.space, self._queries(), self._geometry(n)
+        """In place of the queries, or to e4m3; the heads in e4m3 apart."""
+        config, space, q, geometry = self.config, self.space, self._queries(n), self._geometry(n)
+        target = q
+        if self._apart(n):
+            assert space.act8 is not None
+            target = space.act8[:, : self.tokens, : columns(config)[0]].unflatten(-1, (config.heads, -1))
         cut, group = config.heads - self.layers[n].heads8, config.heads // config.kv_heads
         for first, end, prepared, keys in (
             (0, cut, q[:, :, :cut], space.keys),
@@ -146,23 +157,30 @@ class Step:
         ):
             if first < end:
                 assert prepared is not None and keys is not None
-                kv, out = slice(first // group, -(-end // group)), q[:, :, first:end]
+                kv = slice(first // group, -(-end // group))
                 prepared_attention(
-                    prepared, keys[:, :, kv], self.values[n][:, :, kv], geometry.of_heads(first, end), out=out
-                )
+                    prepared, keys[:, :, kv], self.values[n][:, :, kv], geometry.of_heads(first, end),
+                    out=target[:, :, first:end], out_scale=self.layers[n].attention_scale,
+                )  # fmt: skip
 
     def _activation(self, n: int) -> None:
         space, kind, (queries, inner, _) = self.space, self.config.ff_activation, columns(self.config)
+        fused = self._of_rows(self._fused(n))
         if self.layers[n].outward.scale is None:
-            pointwise.activate(self._fused[:, queries:inner], kind)
+            pointwise.activate(fused[:, queries:inner], kind)
             return
         assert space.act8 is not None and space.act_scales is not None
-        pointwise.activate_to_fp8(self._fused[:, :inner], queries, kind, space.act8[: self._rows], space.act_scales)
+        pointwise.activate_to_fp8(fused[:, :inner], queries, kind, self._of_rows(space.act8), space.act_scales)
 
     def _product_out(self, n: int) -> None:
         space, outward, (_, inner, _) = self.space, self.layers[n].outward, columns(self.config)
-        a = self._fused[:, :inner] if outward.scale is None or space.act8 is None else space.act8[: self._rows]
-        outward.product(a, space.out.flatten(0, 1)[: self._rows], self._of_rows(space.act_scales))
+        out = self._of_rows(space.out)
+        if outward.scale is None:
+            outward.product(self._of_rows(self._fused(n))[:, :inner], out)
+            return
+        assert space.act8 is not None and space.act_scales is not None
+        scale = self._scale(n) if self._apart(n) else space.act_scales[: self._rows]
+        outward.product(self._of_rows(space.act8), out, scale)
 
     def _add(self, n: int) -> None:
         """Residual and LayerNorm; what comes out stands where block n + 1 looks for it."""
@@ -173,7 +191,8 @@ class Step:
         pointwise.add_norm_shift(
             space.x, space.out, after.norm, shift=config.shift_tokens, eps=after.eps, post=config.deepnorm,
             alpha=config.deepnorm_alpha if config.deepnorm else 1.0,
-            h=None if target is space.x else target, h_scale=space.h_scales[n + 1] if target is space.h8 else None,
+            h=None if target is space.x else target,
+            unit=E4M3_MAX / math.sqrt(config.dim) if target is space.h8 else None,
         )  # fmt: skip
 
     # ---- what the stages share -------------------------------------------------------------------
@@ -184,18 +203,31 @@ class Step:
         batch, rows = self.space.x.shape[:2]
         return batch * rows - (rows - self.tokens)
 
-    @property
-    def _fused(self) -> Tensor:
-        """(_rows, columns) of space.fused."""
-        return self.space.fused.flatten(0, 1)[: self._rows]
+    def _of_rows(self, x: Tensor) -> Tensor:
+        """(B, R, columns) -> (_rows, columns)."""
+        return x.flatten(0, 1)[: self._rows]
 
-    def _of_rows(self, scales: Tensor | None) -> Tensor | None:
-        return None if scales is None else scales[: self._rows]
+    def _scale(self, n: int) -> Tensor | None:
+        """(_rows, 1) of what block n reads in e4m3."""
+        return self.space.h_scales[n][: self._rows] if self.space.h_scales else None
 
-    def _queries(self) -> Tensor:
+    def _apart(self, n: int) -> bool:
+        """Whether block n's feed-forward goes into act8 by a kernel of its own."""
+        return self.layers[n].up is not None
+
+    def _columns(self, n: int) -> tuple[int, int, int]:
+        """Where queries, feed-forward, and keys and values end in `_fused(n)`."""
+        return columns(self.config, ff=not self._apart(n))
+
+    def _fused(self, n: int) -> Tensor:
+        """(B, R, columns) at the beginning of space.fused: what block n's first product writes."""
+        (batch, rows, _), width = self.space.fused.shape, self._columns(n)[-1]
+        return self.space.fused.flatten()[: batch * rows * width].view(batch, rows, width)
+
+    def _queries(self, n: int) -> Tensor:
         """(B, T, H, D) where they are."""
         queries, _, _ = columns(self.config)
-        return self.space.fused[:, : self.tokens, :queries].unflatten(-1, (self.config.heads, -1))
+        return self._fused(n)[:, : self.tokens, :queries].unflatten(-1, (self.config.heads, -1))
 
     def _input(self, n: int) -> Tensor:
         """(B, R, dim) in delayed rows: what block n reads."""
@@ -213,7 +245,7 @@ class Step:
         given, width = min(shift, self.tokens), self.config.dim // (shift + 1)
         if not self.config.deepnorm and h.dtype == E4M3:
             state = from_delayed_rows(_bytes(h), shift, self.tokens - given, given).view(E4M3)
-            state = (state.float() * space.h_scales[n][0]).to(space.x.dtype)
+            state = (state.float() * self._unit(n)).to(space.x.dtype)
         else:
             state = from_delayed_rows(space.x if self.config.deepnorm else h, shift, self.tokens - given, given)
         if given < shift:
@@ -223,13 +255,22 @@ class Step:
         if before is None:
             return
         if h.dtype == E4M3:
-            before = (before.float() / space.h_scales[n][0]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+            before = self._in_e4m3(n, before)
         for i in range(1, shift + 1):  # row t < i lacks part i, which is that of token t - i
             part = slice(i * width, (i + 1) * width)
             rows = min(i, h.shape[1])
             _bytes(h)[:, :rows, part.start * h.element_size() : part.stop * h.element_size()] = _bytes(
                 before[:, shift - i : shift - i + rows, part].contiguous()
             )
+
+    def _unit(self, n: int) -> Tensor:
+        """What 1 in space.h8 is, a number for all channels or each: 0 where a LayerNorm's weight is."""
+        reads, scale = self.layers[n].reads, self.space.h_scales[n][0]
+        return scale if reads is None else scale * reads
+
+    def _in_e4m3(self, n: int, h: Tensor) -> Tensor:
+        """What block n reads, as it stands in space.h8."""
+        return (h / self._unit(n)).nan_to_num_(0.0).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
     @property
     def _sharpens(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from andromeda.config import AndromedaConfig
 from andromeda.inference.prefill.weights import E4M3, E4M3_MAX, Layer, columns
-from andromeda.kernels.pointwise import norm_bound
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Space:
     h: Tensor | None  # the same, normalised, where that is not the residual
     h8: Tensor | None  # the same in e4m3
     h_scales: list[Tensor]  # (B * R, 1) a block: of h8, one number
-    fused: Tensor  # (B, R, columns): queries, then attention's output | feed-forward | keys | values
+    fused: Tensor  # (B, R, columns): queries, then attention's output | feed-forward (unless in act8) | keys | values
     keys: Tensor  # (1 or 2, B, kv_heads, S, D)
     q8: Tensor | None  # (B, T, global heads, D) in e4m3
     keys8: Tensor | None  # (1, B, kv_heads, S, D) in e4m3
     out: Tensor  # (B, R, dim)
-    act8: Tensor | None  # (B * R, H * D + ff) attention's output and the activation in e4m3
+    act8: Tensor | None  # (B, R, H * D + ff) attention's output and the activation in e4m3
     act_scales: Tensor | None  # (B * R, 1)
 
 
@@ -53,14 +53,14 @@ def allocate(
         q8=new(batch, tokens, heads8, config.dim_head, dtype=E4M3) if heads8 else None,
         keys8=new(1, batch, config.kv_heads, held + tokens, config.dim_head, dtype=E4M3) if heads8 else None,
         out=new(*residual),
-        act8=new(batch * rows, inner, dtype=E4M3) if fp8 else None,
+        act8=new(batch, rows, inner, dtype=E4M3) if fp8 else None,
         act_scales=new(batch * rows, 1, dtype=torch.float32) if fp8 else None,
     )
 
 
 def _scales(config: AndromedaConfig, layers: Sequence[Layer], rows: int) -> list[Tensor]:
-    """Of what each block reads: LayerNorm's output. Behind no LayerNorm, 1, in whose place a measured one comes."""
-    norms = [None, *layers[:-1]] if config.deepnorm else layers
-    one = layers[0].norm.new_ones(())
-    bounds = [one if layer is None else norm_bound(layer.norm, config.dim) for layer in norms]
-    return [(bound / E4M3_MAX).repeat(rows, 1) for bound in bounds]
+    """Of what each block reads: LayerNorm's output, sqrt(dim) at most without its weight, or, behind no LayerNorm, what
+    will be measured.
+    """
+    norm = layers[0].norm.new_full((rows, 1), math.sqrt(config.dim) / E4M3_MAX)
+    return [torch.ones_like(norm) if layer.reads is None else norm for layer in layers]
