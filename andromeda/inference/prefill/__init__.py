@@ -4,11 +4,11 @@ A parallel block is two matrix products (queries, feed-forward, keys and values 
 attention, and three passes of `kernels.pointwise`. The last block computes keys and values for all tokens, and the rest
 for the last token alone. In fp8 the products of all blocks but the last multiply e4m3 numbers:
 
-* Weights have one scale a matrix. e4m3 is a floating-point format, so a scale only has to keep values in its range of
-  17 binary orders, not to fit them closely.
+* e4m3 is a floating-point format: a scale only has to keep values in its range of 17 binary orders, not to fit them
+  closely. Weights have a scale an output.
 * What LayerNorm gives is at most sqrt(dim) long without its weight, which the matrices take over. Hence a fixed scale
-  that cannot overflow; and bounds for values, so for means of them, and for squared ReLU (`weights`). On a Hopper GPU the
-  feed-forward's product, activation and rounding are one kernel therefore, and attention writes e4m3.
+  that cannot overflow; and bounds for values, so for means of them, and for squared ReLU (`weights`). So on a Hopper
+  GPU the feed-forward's product, activation and rounding are one kernel, and attention writes e4m3.
 * Elsewhere, in the first block of a DeepNorm model, which no LayerNorm precedes, and with other activations,
   attention's output and the activation have a scale a row, measured; it is multiplied in after the product.
 * Normalised queries and keys need no measuring. Of the global heads, which do most of attention's work in a long
