@@ -28,7 +28,7 @@ def _squared_relu_kernel(
     a_desc, b_desc, out_desc, rows, columns, depth, scale,
     WIDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """Grid: programs that take tiles in turns; a tile's sums begin to be read while the last one's are written."""
+    """Grid: programs that take tiles in turns; what the next one multiplies is asked for while a tile is written."""
     row_tiles, column_tiles = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=True):
         first = tile // (BAND * column_tiles) * BAND

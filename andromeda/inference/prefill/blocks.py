@@ -264,13 +264,14 @@ class Step:
             )
 
     def _unit(self, n: int) -> Tensor:
-        """What 1 in space.h8 is, a number for all channels or each: 0 where a LayerNorm's weight is."""
+        """What 1 in space.h8 is, a number for all channels or each."""
         reads, scale = self.layers[n].reads, self.space.h_scales[n][0]
         return scale if reads is None else scale * reads
 
     def _in_e4m3(self, n: int, h: Tensor) -> Tensor:
-        """What block n reads, as it stands in space.h8."""
-        return (h / self._unit(n)).nan_to_num_(0.0).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
+        """What block n reads, as it stands in space.h8: 0 where the LayerNorm's weight is, of which h is a multiple."""
+        unit = self._unit(n)
+        return (h / unit.where(unit != 0, math.inf)).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
     @property
     def _sharpens(self) -> bool:

@@ -70,6 +70,7 @@ def pack(model: Andromeda, dtype: torch.dtype, in_fp8: bool) -> list[Layer]:
 
 
 def _pack(model: Andromeda, n: int, dtype: torch.dtype, matrices: torch.dtype | None = None) -> Layer:
+    """For a pass in `dtype`; both matrices in that type or another."""
     config, block = model.config, model.blocks[n]
     attention, ff, gained = block.attention, block.feed_forward, config.attn_qk_norm_dim_scale
     qkv, queries = attention.to_qkv.weight, config.heads * config.dim_head
