@@ -253,7 +253,7 @@ def _dkv(
             torch.empty(groups, batch, num_keys, dim_head, dtype=torch.float32, device=q.device) for _ in range(2)
         )
         if ring:
-            _launch_dkv_ring(dout, lse, delta, _aligned(q), keys, v, dk, dv, segment, share)
+            _launch_dkv_ring(dout, lse, delta, _aligned(q), keys, v, dk, dv, ends, segment, share)
         else:
             dkv_kernel[(blocks * groups, batch)](
                 q_at, keys_at, v_at, dout_at, lse, delta, dk, dv,
@@ -273,9 +273,11 @@ def fits_the_dq_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches:
 
 
 def fits_the_dkv_ring(q: Tensor, keys: Tensor, v: Tensor, dout: Tensor, switches: dict[str, Any]) -> bool:
-    """Whether flash_hopper_backward.py takes a launch for dk and dv: as for dq, and all keys have their queries."""
+    """Whether flash_hopper_backward.py takes a launch for dk and dv: as for dq, but packed documents too, and all keys
+    have their queries.
+    """
     return (
-        fits_the_dq_ring(q, keys, v, dout, switches)
+        fits_the_dq_ring(q, keys, v, dout, switches | {"PACKED": False})
         and q.shape[1] == keys.shape[3]
         and q.shape[1] % 4 == 0  # rows of float32 that begin at multiples of 16 bytes
     )
@@ -292,11 +294,11 @@ def _launch_dq_ring(
 
 def _launch_dkv_ring(
     dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, dk: Tensor, dv: Tensor,
-    segment: _Segment, share: int,
+    ends: Tensor | None, segment: _Segment, share: int,
 ) -> None:  # fmt: skip
     from andromeda.kernels import flash_hopper_backward as hopper  # Gluon, as above
 
-    hopper.launch_dkv(dout, lse, delta, q, keys, v, dk, dv, segment.first, share, int(segment.rotated))
+    hopper.launch_dkv(dout, lse, delta, q, keys, v, dk, dv, segment.first, share, int(segment.rotated), ends)
 
 
 def _add_up(sums: dict[tuple[int, int], list[tuple[Tensor, Tensor]]], keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

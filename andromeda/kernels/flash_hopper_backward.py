@@ -68,7 +68,7 @@ def launch_dq(
 
 def launch_dkv(
     dout: Tensor, lse: Tensor, delta: Tensor, q: Tensor, keys: Tensor, v: Tensor, dk: Tensor, dv: Tensor,
-    first_head: int, share: int, which: int,
+    first_head: int, share: int, which: int, ends: Tensor | None,
 ) -> None:  # fmt: skip
     """flash_backward.dkv_kernel for the heads from `first_head` on, of what `flash.fits_the_dkv_ring` admits.
 
@@ -76,14 +76,15 @@ def launch_dkv(
         q, dout: (B, T, heads, 128) and keys: (1 or 2, B, kv_heads, T, 128), v: (B, T, kv_heads, 128) in bfloat16, as
             tensor descriptors need them. lse, delta: (B, heads, T), contiguous.
         dk, dv: (groups, B, T, 128) float32, written: each sums over `share` heads, that are `groups` apart.
+        ends: (B, T) integers, contiguous: the position behind each token's document.
     """
     batch, tokens, heads, _ = q.shape
     groups, tile = dk.shape[0], GROUPS * ROWS
     ring_dkv_kernel[(triton.cdiv(tokens, tile) * groups, batch)](
         *(descriptor(x.transpose(1, 2)) for x in (q, dout)), line_descriptor(lse), line_descriptor(delta),
-        descriptor(keys), descriptor(v.transpose(1, 2)), dk, dv, tokens, heads, first_head, groups,
-        heads // keys.shape[2],
-        WHICH=which, SHARE=share, D=D, ROWS=ROWS, STAGES=STAGES, LAG=LAG, num_warps=4,
+        descriptor(keys), descriptor(v.transpose(1, 2)), dk, dv, dk if ends is None else ends,
+        tokens, heads, first_head, groups, heads // keys.shape[2],
+        WHICH=which, PACKED=ends is not None, SHARE=share, D=D, ROWS=ROWS, STAGES=STAGES, LAG=LAG, num_warps=4,
     )  # fmt: skip
 
 
@@ -225,8 +226,12 @@ def _scores(keys, ring, slot, phase, zero):
 
 
 @gluon.jit
-def _add(s, dk, dv, values, ring, slot, zero, MASKED: gl.constexpr, S: gl.constexpr, WEIGHTS: gl.constexpr):
-    """A step more in dk, whose product still runs, and dv, given its scores.
+def _add(
+    s, dk, dv, values, ring, slot, zero, limit,
+    MASKED: gl.constexpr, PACKED: gl.constexpr, S: gl.constexpr, WEIGHTS: gl.constexpr,
+):  # fmt: skip
+    """A step more in dk, whose product still runs, and dv, given its scores. `limit`: of a tile's queries, those before
+    it see a key.
 
     What is hidden is taken out of p: taken out of s, which goes round the loop, it would make each product wait.
     """
@@ -237,6 +242,8 @@ def _add(s, dk, dv, values, ring, slot, zero, MASKED: gl.constexpr, S: gl.conste
     if MASKED:
         query, key = gl.arange(0, ROWS, gl.SliceLayout(0, S)), gl.arange(0, ROWS, gl.SliceLayout(1, S))
         p = gl.where(query[None, :] >= key[:, None], p, 0.0)
+    if PACKED:
+        p = gl.where(gl.arange(0, ROWS, gl.SliceLayout(0, S))[None, :] < limit[:, None], p, 0.0)
     dv = warpgroup_mma(gl.convert_layout(p.to(gl.bfloat16), WEIGHTS), dout, dv, is_async=True)
     dp = warpgroup_mma_wait(1, deps=(dp,))
     ds = p * (dp - _line(deltas, slot, S, ROWS))
@@ -275,8 +282,9 @@ def _next_tile(h, tile, first_tile, tiles, num_groups):
 
 @gluon.jit
 def _dkv_group(
-    GROUP: gl.constexpr, source, key_tiles, ring, out, first_tile, tiles, h, tile,
-    SHARE: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, LAG: gl.constexpr,
+    GROUP: gl.constexpr, source, key_tiles, ring, out, first_tile, tiles, h, tile, ends_ptr,
+    PACKED: gl.constexpr, SHARE: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+    LAG: gl.constexpr,
 ):  # fmt: skip
     """What warp group GROUP does: its keys, over all steps. `h` and `tile`: of step STAGES - LAG."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
@@ -294,23 +302,29 @@ def _dkv_group(
     phase = 0
     mbarrier.wait(loaded.index(0), 0)
     for _ in range(SHARE):
+        limit = 0
+        if PACKED:  # counted from the first query of the tile
+            row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, S))
+            limit = gl.load(ends_ptr + row, mask=row < rows, other=0).to(gl.int32) - (first_tile + GROUP) * ROWS
         if GROUP == 1:  # the first tile sees the first group's keys alone
             mbarrier.wait(ring[4].index(slot), phase)
             refill = _leave(GROUP, source, ring, slot, refill, first_tile, tiles, steps, D, ROWS, STAGES)
             slot, phase = next_stage(slot, phase, STAGES)
         s = warpgroup_mma_wait(0, deps=(_scores(keys, ring, slot, phase, zero),))
-        dk, dv = _add(s, dk, dv, values, ring, slot, zero, True, S, WEIGHTS)
+        dk, dv = _add(s, dk, dv, values, ring, slot, zero, limit, True, PACKED, S, WEIGHTS)
         old = slot
         slot, phase = next_stage(slot, phase, STAGES)
         s, dk, dv = warpgroup_mma_wait(0, deps=(_scores(keys, ring, slot, phase, zero), dk, dv))
         refill = _leave(GROUP, source, ring, old, refill, first_tile, tiles, steps, D, ROWS, STAGES)
         for _ in range(first_tile + GROUP + 2, tiles):
-            dk, dv = _add(s, dk, dv, values, ring, slot, zero, False, S, WEIGHTS)
+            limit -= ROWS
+            dk, dv = _add(s, dk, dv, values, ring, slot, zero, limit, False, PACKED, S, WEIGHTS)
             old = slot
             slot, phase = next_stage(slot, phase, STAGES)
             s, dk, dv = warpgroup_mma_wait(0, deps=(_scores(keys, ring, slot, phase, zero), dk, dv))
             refill = _leave(GROUP, source, ring, old, refill, first_tile, tiles, steps, D, ROWS, STAGES)
-        dk, dv = _add(s, dk, dv, values, ring, slot, zero, False, S, WEIGHTS)
+        limit -= ROWS
+        dk, dv = _add(s, dk, dv, values, ring, slot, zero, limit, False, PACKED, S, WEIGHTS)
         dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
         refill = _leave(GROUP, source, ring, slot, refill, first_tile, tiles, steps, D, ROWS, STAGES)
         slot, phase = next_stage(slot, phase, STAGES)
@@ -322,9 +336,9 @@ def _dkv_group(
 
 @gluon.jit
 def ring_dkv_kernel(
-    q_desc, dout_desc, lse_desc, delta_desc, k_desc, v_desc, dk_ptr, dv_ptr,
+    q_desc, dout_desc, lse_desc, delta_desc, k_desc, v_desc, dk_ptr, dv_ptr, ends_ptr,
     num_keys, heads, first_head, num_groups, group,
-    WHICH: gl.constexpr, SHARE: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr,
+    WHICH: gl.constexpr, PACKED: gl.constexpr, SHARE: gl.constexpr, D: gl.constexpr, ROWS: gl.constexpr,
     STAGES: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of 128 keys * num_groups, batch): early keys, which most queries see, first."""
@@ -358,7 +372,13 @@ def ring_dkv_kernel(
     source = (q_desc, dout_desc, lse_desc, delta_desc, batch, heads, num_groups)
     # A group has two steps a head or more: it begins the second in the first. Tiles beyond the queries are zeros.
     first_tile = 2 * block
-    tiles = gl.maximum(gl.cdiv(num_keys, ROWS), first_tile + 3)
+    seen_until = num_keys
+    if PACKED:
+        ends_ptr += batch.to(gl.int64) * num_keys
+        last = gl.minimum((first_tile + 2) * ROWS, num_keys) - 1
+        seen_until = gl.load(ends_ptr + last).to(gl.int32)
+        ends_ptr += first_tile * ROWS
+    tiles = gl.maximum(gl.cdiv(seen_until, ROWS), first_tile + 3)
     steps = (tiles - first_tile) * SHARE
     tile = first_tile
     next_h, next_tile = h, tile
@@ -371,6 +391,10 @@ def ring_dkv_kernel(
     out = (dk_ptr + target, dv_ptr + target, num_keys - block * (2 * ROWS))
     # Constants may not stand in a tuple that has a name.
     gl.warp_specialize([
-        (_dkv_group, (0, source, key_tiles, ring, out, first_tile, tiles, h, tile, SHARE, D, ROWS, STAGES, LAG)),
-        (_dkv_group, (1, source, key_tiles, ring, out, first_tile, tiles, h, tile, SHARE, D, ROWS, STAGES, LAG)),
+        (_dkv_group, (
+            0, source, key_tiles, ring, out, first_tile, tiles, h, tile, ends_ptr, PACKED, SHARE, D, ROWS, STAGES, LAG
+        )),
+        (_dkv_group, (
+            1, source, key_tiles, ring, out, first_tile, tiles, h, tile, ends_ptr, PACKED, SHARE, D, ROWS, STAGES, LAG
+        )),
     ], [4], [256])  # fmt: skip

@@ -179,11 +179,13 @@ on_hopper = pytest.mark.skipif(
 )
 
 
-def plain(q: Tensor, keys: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def plain(q: Tensor, keys: Tensor, v: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Global heads by PyTorch: out (B, T, heads, 128) and lse (B, heads, T) in base 2, of prepared inputs."""
     group, offset = q.shape[2] // v.shape[2], v.shape[1] - q.shape[1]
     logits = torch.einsum("bqhd,bhkd->bhqk", q, keys[0].repeat_interleave(group, 1))
     hidden = torch.ones(logits.shape[2:], dtype=torch.bool, device="cuda").triu(offset + 1)
+    if starts is not None:
+        hidden = hidden | (torch.arange(v.shape[1], device="cuda") < starts[:, None, offset:, None])
     logits = logits.masked_fill(hidden, -math.inf) * math.log(2)
     v = v.repeat_interleave(group, 2)
     return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v), logits.logsumexp(-1) / math.log(2)
@@ -323,25 +325,39 @@ class TestRing:
         assert heads == [(2, 2, 0, 1.0)]
 
 
+def documents(batch: int, tokens: int, *lengths: int) -> Tensor:
+    """starts (B, T): documents of these lengths again and again, in each row from another on."""
+    starts = torch.empty(batch, tokens, dtype=torch.int64, device="cuda")
+    for b in range(batch):
+        turned = [*lengths[b % len(lengths) :], *lengths[: b % len(lengths)]]
+        borders = [0, *itertools.accumulate(itertools.islice(itertools.cycle(turned), tokens))]
+        for first, end in itertools.pairwise(borders):
+            starts[b, first:end] = first
+    return starts
+
+
 @on_hopper
 class TestGradientRing:
     """Gradients of global heads, by flash_hopper_backward.py, beside the Triton kernels' and float64."""
 
     @staticmethod
     def given(
-        queries: int, keys: int | None = None, *, batch: int = 1, heads: int = 4, kv_heads: int = 1
-    ) -> tuple[Tensor, ...]:
+        queries: int, keys: int | None = None, *, batch: int = 1, heads: int = 4, kv_heads: int = 1,
+        starts: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """out, dout, lse, q, keys, v as `flash._dq` takes them."""
         from andromeda.kernels import flash
 
         q, k, v = TestRing.given(queries, keys or queries, batch=batch, heads=heads, kv_heads=kv_heads)
         dout = torch.randn(q.shape, device="cuda").bfloat16()
         out, lse = torch.empty_like(q), torch.empty(batch, heads, queries, device="cuda")
-        flash._forward(out, lse, q, k, v, None, None, None, None, 0, 0, 0.0, 1.0)
+        flash._forward(out, lse, q, k, v, None, None, None, starts, 0, 0, 0.0, 1.0)
         return out, dout, lse, q, k, v
 
     @staticmethod
-    def gradients(given: tuple[Tensor, ...], ring: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(
+        given: tuple[Tensor, ...], ring: bool = True, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """dq (B, T, heads, 128), dkeys (1, B, kv_heads, S, 128) and dv (B, S, kv_heads, 128)."""
         from andromeda.kernels import flash
 
@@ -349,14 +365,15 @@ class TestGradientRing:
         with pytest.MonkeyPatch.context() as patch:
             if not ring:
                 patch.setattr(flash, "fits_the_dq_ring", lambda *_: False)
-            dq, delta = flash._dq(out, dout, lse, q, k, v, None, None, None, 0, None)
-            return dq, *flash._dkv(dout, lse, delta, q, k, v, None, None, None, 0, None)
+            dq, delta = flash._dq(out, dout, lse, q, k, v, None, None, starts, 0, None)
+            return dq, *flash._dkv(dout, lse, delta, q, k, v, None, None, starts, 0, None)
 
-    def check(self, given: tuple[Tensor, ...]) -> None:
+    def check(self, given: tuple[Tensor, ...], starts: Tensor | None = None) -> None:
         _, dout, _, *inputs = given
-        exact = [x.double().requires_grad_() for x in inputs]
-        truths = torch.autograd.grad(plain(*exact)[0], exact, dout.double())
-        for ours, triton, truth in zip(self.gradients(given), self.gradients(given, False), truths, strict=True):
+        q, k, v = exact = [x.double().requires_grad_() for x in inputs]
+        truths = torch.autograd.grad(plain(q, k, v, starts)[0], exact, dout.double())
+        both = self.gradients(given, True, starts), self.gradients(given, False, starts)
+        for ours, triton, truth in zip(*both, truths, strict=True):
             assert relative_error(ours, truth) <= 1.2 * relative_error(triton, truth) + 1e-4
 
     @pytest.mark.parametrize("tokens", [1, 4, 60, 64, 67, 68, 124, 128, 132, 188, 192, 196, 256, 999, 1000, 2052])
@@ -370,6 +387,23 @@ class TestGradientRing:
     @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(3, 4, 1), (1, 1, 1), (2, 6, 2), (3, 4, 4)])
     def test_batches_and_key_heads(self, batch: int, heads: int, kv_heads: int) -> None:
         self.check(self.given(708, heads=heads, batch=batch, kv_heads=kv_heads))
+
+    @pytest.mark.parametrize("lengths", [(1000,), (64, 128, 1), (7, 200, 63), (1, 1, 2, 700), (511, 2, 1)])
+    def test_documents(self, lengths: tuple[int, ...]) -> None:
+        for tokens, batch, heads, kv_heads in ((1000, 3, 4, 1), (2052, 1, 12, 4)):
+            starts = documents(batch, tokens, *lengths)
+            self.check(self.given(tokens, batch=batch, heads=heads, kv_heads=kv_heads, starts=starts), starts)
+
+    def test_one_document_is_as_none(self) -> None:
+        from andromeda.kernels import flash
+
+        out, dout, lse, q, k, v = self.given(2000, batch=2, heads=12)
+        _, delta = flash._dq(out, dout, lse, q, k, v, None, None, None, 0, None)
+        one, other = (
+            flash._dkv(dout, lse, delta, q, k, v, None, None, starts, 0, None)
+            for starts in (None, documents(2, 2000, 2000))
+        )
+        assert all(map(torch.equal, one, other))
 
     @pytest.mark.parametrize("programs", [1, 60, 10**9])
     @pytest.mark.parametrize("tokens", [64, 320, 1500])

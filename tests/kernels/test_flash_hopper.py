@@ -51,12 +51,13 @@ rows, line = hopper.descriptor(empty(1, 24, 1000, 128)), hopper.line_descriptor(
 types = {
     "q_desc": tile(rows), "dout_desc": tile(rows), "lse_desc": tile(line), "delta_desc": tile(line),
     "k_desc": tile(hopper.descriptor(empty(2, 1, 1, 1000, 128))), "v_desc": tile(rows), "dk_ptr": "*fp32",
-    "dv_ptr": "*fp32",
+    "dv_ptr": "*fp32", "ends_ptr": "*i64",
 }
-report(
-    hopper.ring_dkv_kernel, types, warps=4, WHICH=0, SHARE=4, D=hopper.D, ROWS=hopper.ROWS, STAGES=hopper.STAGES,
-    LAG=hopper.LAG,
-)
+for packed in (False, True):
+    report(
+        hopper.ring_dkv_kernel, types, warps=4, WHICH=0, PACKED=packed, SHARE=4, D=hopper.D, ROWS=hopper.ROWS,
+        STAGES=hopper.STAGES, LAG=hopper.LAG,
+    )
 types |= {f"{name}_ptr": "*bf16" for name in ("q", "out", "dout", "dq")} | {"lse_ptr": "*fp32", "delta_ptr": "*fp32"}
 report(
     hopper.ring_dq_kernel, types, warps=4, multiples=[f"{x}_{y}" for x in ("q", "dout", "dq") for y in "bth"],
@@ -65,7 +66,7 @@ report(
 """
 
 
-@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 3), (GRADIENT_PROGRAM, 2)], ids=["forward", "gradients"])
+@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 3), (GRADIENT_PROGRAM, 3)], ids=["forward", "gradients"])
 def test_the_kernels_compile_for_hopper(program: str, kernels: int, tmp_path: os.PathLike[str]) -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
     check(reports(program, tmp_path), kernels)
@@ -108,11 +109,13 @@ def test_what_the_gradients_kernels_are_given(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(flash, "INTERPRETED", False)
     monkeypatch.setattr(flash, "has_hopper_gluon", lambda device: True)
 
-    def fits(queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, local: bool = False) -> bool:
+    def fits(
+        queries: int, keys: int, dtype: torch.dtype = torch.bfloat16, local: bool = False, packed: bool = False
+    ) -> bool:
         shapes = (1, queries, 4, 128), (1, 1, 1, keys, 128), (1, keys, 1, 128), (1, queries, 4, 128)
         dtypes = dtype, dtype, torch.bfloat16, torch.bfloat16
         tensors = [torch.empty(s, dtype=t, device="meta") for s, t in zip(shapes, dtypes, strict=True)]
-        answer: bool = kernel(*tensors, {"LOCAL": local, "CHUNK": 0, "PACKED": False})
+        answer: bool = kernel(*tensors, {"LOCAL": local, "CHUNK": 0, "PACKED": packed})
         return answer
 
     kernel = flash.fits_the_dkv_ring
@@ -121,7 +124,9 @@ def test_what_the_gradients_kernels_are_given(monkeypatch: pytest.MonkeyPatch) -
     assert not fits(1000, 1000, E4M3)
     assert not fits(996, 1000)
     assert not fits(1001, 1001)
+    assert fits(1000, 1000, packed=True)
     kernel = flash.fits_the_dq_ring
+    assert not fits(1000, 1000, packed=True)
     assert fits(996, 1000)
     assert fits(1001, 1001)
     assert not fits(1000, 1000, local=True)
@@ -138,7 +143,7 @@ def test_launches_for_dk_and_dv(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.autograd.grad(flash.prepared_attention(q, k, v, geometry).sum(), (k, v))
 
     def launch(*arguments: Any) -> None:
-        dk, dv, segment, share = arguments[6:]
+        dk, dv, _, segment, share = arguments[6:]
         served.append((segment.first, segment.count))
         dk.fill_(1.0)
         dv.fill_(2.0)
