@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.interpreter import quick_interpreter
 
 if not torch.cuda.is_available():  # then Triton's interpreter runs the kernels; it is chosen before they are defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -25,3 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_readme.py")  # a minute; last, it would keep one worker alone
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    with quick_interpreter():
+        yield
