@@ -276,7 +276,7 @@ def _keys(section: Any) -> dict[str, Any]:
     if section == ModelKeys:
         return {"preset": str, "from": str, **_types(AndromedaConfig)}
     section = next((choice for choice in get_args(section) if is_dataclass(choice)), section)  # X of X | None
-    if is_dataclass(section):
+    if isinstance(section, type) and is_dataclass(section):
         return {item.name: _types(section)[item.name] for item in fields(section)}
     return {}
 
