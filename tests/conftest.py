@@ -42,9 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests run on one worker, so that what they share is built once."""
+    """A file's tests run on one worker, so that what they share is built once. Those for a GPU stand in few files."""
     from xdist.scheduler import LoadFileScheduling
 
+    if config.option.markexpr == "gpu" or config.option.dist != "load":
+        return None
     config.option.loadscopereorder = False  # the order is that of above
     return LoadFileScheduling(config, log)
 
