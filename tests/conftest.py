@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.interpreter import quick_interpreter
 
 if not torch.cuda.is_available():  # then Triton's interpreter runs the kernels; it is chosen before they are defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -23,5 +28,33 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("andromeda")
 
 
+LONGEST = [  # the first takes a minute, the last half of one; at the end they would keep one worker alone
+    "test_readme.py", "test_train.py", "test_flash.py", "test_engines.py", "test_context.py", "test_bad_input.py",
+    "test_decode.py", "test_context_parallel.py", "test_bench.py", "test_train_faults.py", "test_loss.py",
+    "test_stages.py", "test_train_tasks.py", "test_full_build.py", "test_prefill.py", "test_train_many.py",
+]  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != "test_readme.py")  # a minute; last, it would keep one worker alone
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run on one worker, so that what they share is built once. Those for a GPU stand in few files."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.option.markexpr == "gpu" or config.option.dist != "load":
+        return None
+    config.option.loadscopereorder = False  # the order is that of above
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    with quick_interpreter():
+        yield

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -273,11 +274,17 @@ def _keys(section: Any) -> dict[str, Any]:
     if section == dict[str, TaskRecipe]:
         return _AnyName(TaskRecipe)
     if section == ModelKeys:
-        return {"preset": str, "from": str, **get_type_hints(AndromedaConfig)}
+        return {"preset": str, "from": str, **_types(AndromedaConfig)}
     section = next((choice for choice in get_args(section) if is_dataclass(choice)), section)  # X of X | None
-    if is_dataclass(section):
-        return {item.name: get_type_hints(section)[item.name] for item in fields(section)}
+    if isinstance(section, type) and is_dataclass(section):
+        return {item.name: _types(section)[item.name] for item in fields(section)}
     return {}
+
+
+@cache
+def _types(section: Any) -> dict[str, Any]:
+    """What its annotations say, which Python evaluates anew at each question."""
+    return get_type_hints(section)
 
 
 class _AnyName(dict[str, Any]):

@@ -38,7 +38,7 @@ def write_recipe(folder: Path) -> Path:
     """A recipe, and the text it trains on, small enough for a test; its run is FOLDER/run."""
     poems = VERSE.split("\n\n\n")[:12]
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": poem}) + "\n" for poem in poems))
-    (folder / "validation.txt").write_text(VERSE[-1200:])
+    (folder / "validation.txt").write_text(VERSE[-400:])
     path = folder / "tiny.yaml"
     path.write_text(RECIPE.replace("FOLDER", str(folder)))
     return path
