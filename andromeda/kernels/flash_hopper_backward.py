@@ -4,9 +4,9 @@ dq goes as the forward pass does (flash_hopper.py): 128 queries a program, a rin
 block's scores and dout @ v^T run while the weights are taken.
 
 For dk and dv a program owns 128 keys, 64 for each of two warp groups, and walks over the tiles of 64 queries that see
-them, one head after the other: the tiles form one sequence of steps. The copy engine (TMA) fills a ring of stages in
-shared memory, each a tile's queries, output gradients, log-sum-exps and deltas, which both groups use; the first group
-also fills it again.
+them (of packed documents, to the end of the last key's), one head after the other: the tiles form one sequence of
+steps. The copy engine (TMA) fills a ring of stages in shared memory, each a tile's queries, output gradients,
+log-sum-exps and deltas, which both groups use; the first group also fills it again.
 
 A step has four products, all transposed, keys by queries. The weights are taken while v @ dout^T runs, the logits'
 gradient while dv's product runs; a step begins the next one's scores and waits for all, while the other group goes on.
