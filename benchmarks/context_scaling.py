@@ -2,7 +2,7 @@
 
 `2b`, to the logits of the last token, as `Context` splits it: rank r of R has chunks r and 2R - 1 - r of 2R, each block
 gathers all keys and values and exchanges the tokens at the chunks' borders. Measured (results/prefill.json, one H200):
-each part of a layer at 8,192, 32,768 and 102,400 tokens, the whole prompt, the rates of products and of a copy.
+each part of a layer at 8,192 (bf16), 32,768, 102,400 and 200,000 tokens, the whole prompt, the rates of products and of a copy.
 
 Assumed, and not measured:
 * a part that works on tokens takes the time of its tokens, between measured lengths on the line through them, below the
@@ -72,7 +72,10 @@ class Split:
 
 
 def measured(precision: str) -> Measured:
-    """Of results/prefill.json."""
+    """Of results/prefill.json, the newest first.
+
+    Left out are lengths whose parts, which Python starts one by one, took longer than the whole prompt did as a graph.
+    """
     parts: dict[int, dict[str, float]] = {}
     whole: dict[int, float] = {}
     copy = math.nan
@@ -88,17 +91,24 @@ def measured(precision: str) -> Measured:
             if words[1] == PRESET and words[3] == precision:
                 parts.setdefault(int(words[2]), {part["name"]: part["ms"] / 1e3 for part in layer["parts"]})
         copy = call["ceilings"]["copy"] if call["ceilings"] else copy
-    return Measured(parts, whole, copy)
+    depth = preset(PRESET).depth
+    return Measured({n: of for n, of in parts.items() if depth * layer_seconds(of) < 1.05 * whole[n]}, whole, copy)
+
+
+def layer_seconds(parts: dict[str, float]) -> float:
+    """Of its parts, of which one may have been measured as a part of another."""
+    return sum(parts.get(name, 0.0) for name in PARTS)
 
 
 def seconds_of(parts: dict[int, dict[str, float]], name: str, tokens: float) -> float:
     """Of a part at a length: on the line through the measured ones around it, below all in proportion."""
     lengths = sorted(parts)
     if tokens <= lengths[0]:
-        return parts[lengths[0]][name] * tokens / lengths[0]
+        return parts[lengths[0]].get(name, 0.0) * tokens / lengths[0]
     b = next(length for length in lengths if length >= tokens)
     a = lengths[lengths.index(b) - 1]
-    return parts[a][name] + (parts[b][name] - parts[a][name]) * (tokens - a) / (b - a)
+    there, beyond = (parts[n].get(name, 0.0) for n in (a, b))
+    return there + (beyond - there) * (tokens - a) / (b - a)
 
 
 def tiles_of(first: int, queries: int, window: float) -> list[int]:
@@ -156,7 +166,9 @@ def split(config: AndromedaConfig, known: Measured, precision: str, tokens: int,
     outwards = config.dim * (config.heads * config.dim_head + wide) / byte_rate
 
     def part(name: str, least: float = 0.0) -> float:
-        return max(seconds_of(known.parts, name, mine), least, STARTING)
+        """None at all where it was measured as a part of another."""
+        seconds = seconds_of(known.parts, name, mine)
+        return max(seconds, least, STARTING) if seconds else 0.0
 
     layer = {
         "products": part("product in", inwards) + part("product out", outwards),
@@ -165,7 +177,7 @@ def split(config: AndromedaConfig, known: Measured, precision: str, tokens: int,
         "exchanges": exchange_seconds(config, tokens, ranks),
     }
     seconds = {name: config.depth * value for name, value in layer.items()}
-    alone = config.depth * sum(known.parts[tokens][name] for name in PARTS)
+    alone = config.depth * layer_seconds(known.parts[tokens])
     own = sum(seconds[name] for name in ("products", "attention", "pointwise"))
     other = (known.whole[tokens] - alone) * own / alone
     return Split(precision, tokens, ranks, other=other, **seconds)

@@ -17,9 +17,10 @@ from andromeda.errors import AndromedaError
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = set(multiprocessing.active_children())  # other files' tests keep some
     monkeypatch.setattr(workers, "HERE", 10)
     yield
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 class Square:
