@@ -2,7 +2,8 @@
 
 `2b`, to the logits of the last token, as `Context` splits it: rank r of R has chunks r and 2R - 1 - r of 2R, each block
 gathers all keys and values and exchanges the tokens at the chunks' borders. Measured (results/prefill.json, one H200):
-each part of a layer at 8,192 (bf16), 32,768, 102,400 and 200,000 tokens, the whole prompt, the rates of products and of a copy.
+each part of a layer at 8,192 (bf16), 32,768, 102,400 and 200,000 tokens, the whole prompt, the rates of products and of
+a copy.
 
 Assumed, and not measured:
 * a part that works on tokens takes the time of its tokens, between measured lengths on the line through them, below the
