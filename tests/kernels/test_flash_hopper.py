@@ -22,10 +22,7 @@ import torch
 from andromeda.kernels import flash_hopper as hopper
 from tests.kernels.hopper import report, tile
 
-for keys_dtype, kind, out in (
-    (torch.bfloat16, "bf16", "bf16"), (torch.float8_e4m3fn, "fp8e4nv", "bf16"),
-    (torch.float8_e4m3fn, "fp8e4nv", "fp8e4nv"),
-):
+for keys_dtype, kind, out in ((torch.bfloat16, "bf16", "bf16"), (torch.float8_e4m3fn, "fp8e4nv", "fp8e4nv")):
     keys = hopper.descriptor(torch.empty(2, 1, 1, 1000, 128, dtype=keys_dtype, device="meta"))
     values = hopper.descriptor(torch.empty(1, 1, 1000, 128, dtype=torch.bfloat16, device="meta"))
     types = {
@@ -66,7 +63,7 @@ report(
 """
 
 
-@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 3), (GRADIENT_PROGRAM, 3)], ids=["forward", "gradients"])
+@pytest.mark.parametrize(("program", "kernels"), [(PROGRAM, 2), (GRADIENT_PROGRAM, 3)], ids=["forward", "gradients"])
 def test_the_kernels_compile_for_hopper(program: str, kernels: int, tmp_path: os.PathLike[str]) -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
     check(reports(program, tmp_path), kernels)
