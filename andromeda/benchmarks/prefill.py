@@ -29,7 +29,7 @@ PRECISIONS = ("bf16", "fp8")
 LIMITS = {"fp32": 1e-5, "bf16": 0.05, "fp8": 0.1}  # of relative errors, tiny shapes
 GRAPHED = 32768  # tokens; longer prompts hide the time to launch their kernels
 SECONDS_A_ROW = 3.0
-CHECK = AndromedaConfig(num_tokens=256, max_seq_len=128, dim=64, depth=2, dim_head=32, heads=4, alibi_num_heads=2)
+CHECK = AndromedaConfig(num_tokens=256, max_seq_len=128, dim=64, depth=3, dim_head=32, heads=4, alibi_num_heads=2)
 
 
 @dataclass(frozen=True)
