@@ -240,7 +240,7 @@ def activate_to_fp8(x: Tensor, plain: int, kind: str, out: Tensor, scale: Tensor
 @triton.jit
 def _add_norm_shift_kernel(
     x_ptr, o_ptr, weight_ptr, h_ptr,
-    rows, alpha, eps, unit,
+    rows, alpha, eps, h_factor,
     DIM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
     POST: tl.constexpr, SEPARATE: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
@@ -261,7 +261,7 @@ def _add_norm_shift_kernel(
         x = y
     tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=inside)
     if SEPARATE:
-        h = y if WEIGHTED else plain * unit
+        h = y if WEIGHTED else plain * h_factor
         tl.store(h_ptr + place, h.to(h_ptr.dtype.element_ty), mask=inside)
 
 
@@ -275,7 +275,7 @@ def add_norm_shift(
     eps: float,
     post: bool,
     h: Tensor | None = None,
-    unit: float | None = None,
+    h_factor: float | None = None,
 ) -> None:
     """x <- LN(alpha * x + o) (post-norm), or x <- alpha * x + o and h = LN(x) (pre-norm), all in delayed rows.
 
@@ -284,16 +284,16 @@ def add_norm_shift(
         o: (B, T + shift, dim) contiguous, what is added, token t in row t.
         weight: (dim,) float32, LayerNorm's.
         h: like x, where the normalised goes as well; None: nowhere.
-        unit: what 1 is in h, which then lacks the weight; None: h is as LayerNorm gives it.
+        h_factor: what h is multiplied by in place of the weight; None: h is as LayerNorm gives it.
     """
     batch, rows, dim = x.shape
     block = triton.next_power_of_2(dim)
     with written(h) as target:
         _add_norm_shift_kernel[(rows - shift, batch)](
             x, o, weight, x if target is None else target,
-            rows, alpha, eps, 1.0 if unit is None else unit,
+            rows, alpha, eps, 1.0 if h_factor is None else h_factor,
             DIM=dim, WIDTH=dim // (shift + 1), SHIFT=shift, BLOCK=block,
-            POST=post, SEPARATE=h is not None, WEIGHTED=unit is None,
+            POST=post, SEPARATE=h is not None, WEIGHTED=h_factor is None,
             num_warps=min(16, max(1, block // 512)),
         )  # fmt: skip
 

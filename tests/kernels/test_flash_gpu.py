@@ -213,18 +213,15 @@ class TestRing:
         return q, k, v
 
     @staticmethod
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None = None, dtype: torch.dtype = torch.bfloat16,
-        out_scale: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """out and lse by the ring alone, NaN where it stores nothing."""
         from andromeda.kernels import flash_hopper
 
         batch, queries, heads, _ = q.shape
-        out = torch.full(q.shape, math.nan, device="cuda").to(dtype)
+        out = torch.full_like(q, math.nan, dtype=torch.bfloat16)
         lse = torch.full((batch, heads, queries), math.nan, device="cuda")
         bounds = torch.full((heads,), 11.3, dtype=torch.float64, device="cuda") if bounds is None else bounds
-        flash_hopper.launch(q, k, v, bounds, out, lse, 0, heads, 0, out_scale)
+        flash_hopper.launch(q, k, v, bounds, out, lse, 0, heads, 0, 1.0)
         return out, lse
 
     @staticmethod

@@ -183,7 +183,7 @@ def test_what_is_normalised_fits_e4m3_whatever_comes() -> None:
     o[0, 1] = rand(dim)
     h = torch.zeros(1, 2, dim, dtype=torch.uint8, device=DEVICE).view(torch.float8_e4m3fn)
     weight = 100 * rand(dim)  # is not in it
-    pointwise.add_norm_shift(x, o, weight, shift=0, alpha=1.0, eps=1e-5, post=True, h=h, unit=unit)
+    pointwise.add_norm_shift(x, o, weight, shift=0, alpha=1.0, eps=1e-5, post=True, h=h, h_factor=unit)
     assert h.float().isfinite().all()
     wanted = F.layer_norm(o, (dim,), eps=1e-5)
     torch.testing.assert_close(x, wanted * weight, atol=1e-3, rtol=1e-5)

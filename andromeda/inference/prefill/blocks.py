@@ -15,7 +15,7 @@ from andromeda import positions
 from andromeda.cache import Cache
 from andromeda.config import AndromedaConfig
 from andromeda.inference.prefill.memory import Space
-from andromeda.inference.prefill.weights import E4M3, E4M3_MAX, Layer, columns, up_scale
+from andromeda.inference.prefill.weights import E4M3, E4M3_MAX, Layer, columns, norm_scale, up_scale
 from andromeda.kernels import Geometry, pointwise
 from andromeda.kernels.feed_forward import squared_relu_product
 from andromeda.kernels.flash import prepared_attention
@@ -192,7 +192,7 @@ class Step:
             space.x, space.out, after.norm, shift=config.shift_tokens, eps=after.eps, post=config.deepnorm,
             alpha=config.deepnorm_alpha if config.deepnorm else 1.0,
             h=None if target is space.x else target,
-            unit=E4M3_MAX / math.sqrt(config.dim) if target is space.h8 else None,
+            h_factor=1.0 / norm_scale(config) if target is space.h8 else None,
         )  # fmt: skip
 
     # ---- what the stages share -------------------------------------------------------------------

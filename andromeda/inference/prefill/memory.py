@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from andromeda.config import AndromedaConfig
-from andromeda.inference.prefill.weights import E4M3, E4M3_MAX, Layer, columns
+from andromeda.inference.prefill.weights import E4M3, Layer, columns, norm_scale
 
 
 @dataclass(frozen=True)
@@ -62,5 +61,5 @@ def _scales(config: AndromedaConfig, layers: Sequence[Layer], rows: int) -> list
     """Of what each block reads: LayerNorm's output, sqrt(dim) at most without its weight, or, behind no LayerNorm, what
     will be measured.
     """
-    norm = layers[0].norm.new_full((rows, 1), math.sqrt(config.dim) / E4M3_MAX)
+    norm = layers[0].norm.new_full((rows, 1), norm_scale(config))
     return [torch.ones_like(norm) if layer.reads is None else norm for layer in layers]

@@ -114,15 +114,19 @@ def _pack_fp8(model: Andromeda, n: int, dtype: torch.dtype) -> Layer:
         return replace(layer, inward=_e4m3(weight), outward=_e4m3(layer.outward.value))
     reach, lengths = math.sqrt(config.dim * (config.shift_tokens + 1)), weight.norm(dim=1).clamp(min=1e-30)
     values = float(lengths[-config.kv_heads * config.dim_head :].max())
-    unit = math.sqrt(config.dim) / E4M3_MAX  # the scale of what comes in, which what goes out is given as well
     bounds = torch.cat([lengths.new_full((queries,), values * reach), (lengths[queries:inner] * reach) ** 2])
     return replace(
         layer,
         inward=_e4m3(torch.cat([weight[:queries], weight[inner:]])),
         up=(weight[queries:inner] * (E4M3_MAX / lengths[queries:inner, None])).to(E4M3),
-        outward=_e4m3(layer.outward.value * (bounds / (E4M3_MAX * unit))),
+        outward=_e4m3(layer.outward.value * (bounds / (E4M3_MAX * norm_scale(config)))),
         attention_scale=E4M3_MAX / (values * reach),
     )
+
+
+def norm_scale(config: AndromedaConfig) -> float:
+    """Of LayerNorm's output in e4m3, at most sqrt(dim) without its weight; of what the way out multiplies as well."""
+    return math.sqrt(config.dim) / E4M3_MAX
 
 
 def up_scale(config: AndromedaConfig) -> float:
