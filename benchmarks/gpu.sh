@@ -17,7 +17,7 @@ mkdir -p "$out"
 
 command_of() {
   case $1 in
-    tests) echo "-m pytest -m gpu tests/kernels tests/inference/engine -n 8 -q --tb=short -p no:cacheprovider" ;;
+    tests) echo "-m pytest -m gpu tests/kernels tests/inference tests/test_checkpoint.py -n 8 -q --tb=short -p no:cacheprovider" ;;
     attention) echo "-m andromeda bench attention --seconds $((limit - 60)) --json $out/attention.json" ;;
     tiles) echo "-m andromeda bench attention --lengths 32768 --no-peers --sweep --seconds $((limit - 60)) --json $out/tiles.json" ;;
     decode) echo "-m andromeda bench decode --json $out/decode.json" ;;
