@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -49,6 +50,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     config.option.loadscopereorder = False  # the order is that of above
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Flushing to the disk helps where the power fails, and takes milliseconds. Tests that ask for it have their own."""
+    with patch.object(os, "fsync", os.fstat):  # which also refuses what is no open file
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

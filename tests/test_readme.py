@@ -94,8 +94,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has after cloning, but for a shorter corpus; with a `python` and an `andromeda` that are these."""
     folder = tmp_path_factory.mktemp("readme") / "andromeda"
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
-    shorten(folder / "examples" / "verse" / "train.jsonl", 200_000)
-    shorten(folder / "examples" / "verse" / "validation.txt", 24_000)
+    shorten(folder / "examples" / "verse" / "train.jsonl", 60_000)
+    shorten(folder / "examples" / "verse" / "validation.txt", 15_000)
     programs = {"python": "", "andromeda": "-m andromeda", "torchrun": "-m torch.distributed.run"}
     for name, arguments in programs.items():
         program = folder.parent / "bin" / name

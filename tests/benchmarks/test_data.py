@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 TEXT = "The sea, the sea! It rolls; and 1.5 miles away, of all the sails there was but one, Tom's. " * 8
 
 
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return list(islice(corpus.documents(1), 2_000))
+
+
 def test_a_corpus_follows_from_its_seed(tmp_path: Path) -> None:
     number, num_bytes = corpus.write(tmp_path / "one", 2_000_000, seed=3)
     assert corpus.write(tmp_path / "two", 2_000_000, seed=3) == (number, num_bytes)
@@ -31,8 +36,7 @@ def test_a_corpus_follows_from_its_seed(tmp_path: Path) -> None:
     assert next(corpus.documents(4)) != texts[0]
 
 
-def test_a_corpus_has_words_like_a_language_and_repeats_some_documents() -> None:
-    texts = list(islice(corpus.documents(1), 2_000))
+def test_a_corpus_has_words_like_a_language_and_repeats_some_documents(texts: list[str]) -> None:
     counts = Counter(word for text in texts for word in shingles.words(text))
     share = counts["the"] / counts.total()
     assert 0.02 < share < 0.12 and counts.most_common(1)[0][0] == "the"
@@ -44,8 +48,8 @@ def test_a_corpus_has_words_like_a_language_and_repeats_some_documents() -> None
 
 
 @pytest.mark.parametrize("kind", [*corpus.KINDS, corpus.DECOY])
-def test_a_copy_is_changed_as_much_as_it_says(kind: str) -> None:
-    copy = corpus.plant([TEXT, next(corpus.documents(1))], kind, seed=0)[0]
+def test_a_copy_is_changed_as_much_as_it_says(kind: str, texts: list[str]) -> None:
+    copy = corpus.plant([TEXT, texts[0]], kind, seed=0)[0]
     words, changed = shingles.words(TEXT), shingles.words(copy)
     if kind == "exact":
         assert copy == TEXT

@@ -215,6 +215,7 @@ stages: {s: {seq_len: 9, epochs: {a: 1}}}
     assert len(tokenizer.encode(" words")) < len("words") < len(tokenizer.encode("xylophone"))
 
 
+@pytest.mark.slow  # so many words that it shows
 def test_the_memory_that_a_vocabulary_took_to_train_is_free_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,7 @@ def test_twice_is_once(text: str) -> None:
     "piece", ["a", "a.", "1.", "2:", "a@", "token=", "=a1", "-----BEGIN PRIVATE KEY-----", string.printable]
 )
 def test_time_is_linear_in_the_text(piece: str) -> None:
-    text = piece * (1_000_000 // len(piece))
+    text = piece * (200_000 // len(piece))
     start = time.process_time()
     redacted(text)
-    assert time.process_time() - start < 10  # a quadratic pattern takes hours
+    assert time.process_time() - start < 10  # a quadratic pattern takes many minutes

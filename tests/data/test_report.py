@@ -32,6 +32,11 @@ stages:
 """
 
 
+@pytest.fixture
+def _no_picture() -> None:
+    """Here it is drawn."""
+
+
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     folder = tmp_path_factory.mktemp("report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.training.conftest import TINY
 from tests.training.kept import processes_of
 from tests.training.test_loop import METER, sequences
 
-pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="adapters need peft")
 LORA = LoraRecipe(rank=3, alpha=5, targets=["to_qkv", "down"])
 
 

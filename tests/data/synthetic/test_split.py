@@ -145,7 +145,7 @@ def tasks(draw: st.DrawFn) -> Task:
     return make_task(name, **draw(st.fixed_dictionaries({"form": form} | of[name])))
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(task=tasks(), split=st.sampled_from(SPLITS), seed=st.integers(-(2**70), 2**70), number=st.integers(0, 2**70))
 def test_all_that_a_text_is_about_is_of_its_split(task: Task, split: Split, seed: int, number: int) -> None:
     drawn = sample(task, split, seed, number)
