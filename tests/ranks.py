@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests.forks import forks
 
 PATIENCE = datetime.timedelta(seconds=120)  # for a rank that does not come
 AFTER_A_FAILURE = 2.0  # seconds; the others may fail alike, or wait for the one that did
@@ -56,7 +57,7 @@ class Ranks:
         return [answers[rank] for rank in range(size)]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forks()
         self._starts += 1
         store = self.folder.resolve() / f"store-{self._starts}"
         for rank in range(self.count):
