@@ -6,8 +6,9 @@ import multiprocessing
 from multiprocessing.context import ForkServerContext
 
 PRELOADED = [  # what is not installed is left out
-    "torch._dynamo", "torch.distributed.fsdp", "torch.nn.parallel", "deepspeed", "jsonargparse", "docstring_parser",
-    "pytest", "hypothesis", "tests.ranks", "tests.commands.launcher", "andromeda.training.engines",
+    "torch._dynamo", "torch.distributed.fsdp", "torch.nn.parallel", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "jsonargparse", "docstring_parser", "pytest", "hypothesis", "tests.ranks", "tests.commands.launcher",
+    "tests.commands.kill_training", "andromeda.training.engines",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -86,6 +87,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
 
 
 def _serve(connection: Connection, store: Path, rank: int, count: int) -> None:
+    gc.freeze()  # what was imported is not garbage; DeepSpeed has all looked through again and again
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store.as_uri(), timeout=PATIENCE, rank=rank, world_size=count)
     groups = [dist.new_group(list(range(size))) for size in range(1, count + 1)]

@@ -6,6 +6,7 @@ other outlives them, with all that they wrote.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -92,6 +93,7 @@ class Launcher:
 
 
 def _run(environment: dict[str, str], arguments: list[str], log: Path, fault: Fault | None) -> None:
+    gc.freeze()  # as in tests/ranks.py
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

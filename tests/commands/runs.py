@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,8 @@ import pytest
 from andromeda.errors import AndromedaError
 from andromeda.training.loop import Loop
 from andromeda.training.metrics import TIMINGS, read_metrics
+from tests.commands import kill_training
+from tests.forks import forks
 
 ROOT = Path(__file__).parents[2]
 VERSE = (ROOT / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
@@ -104,9 +104,10 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], obj
 
 def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
     folder = recipe.parent
-    arguments = ["-m", "tests.commands.kill_training", str(recipe), str(folder), str(kills), str(seed)]
-    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr + (folder / "killed.log").read_text()
+    killing = forks().Process(target=kill_training.main, args=(str(recipe), folder, kills, seed))
+    killing.start()
+    killing.join()
+    assert killing.exitcode == 0, "".join(log.read_text() for log in folder.glob("*.log"))
     assert "going on from step" in (folder / "killed.log").read_text()
     for directory in folder.glob("killed*"):
         if directory.is_dir():
