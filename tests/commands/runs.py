@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from andromeda.errors import AndromedaError
 from andromeda.training.loop import Loop
@@ -34,6 +36,19 @@ save_every: 4
 """
 
 
+@contextmanager
+def quick_training() -> Iterator[None]:
+    """No summary, no long measurement; and so small a model is slower on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("andromeda.commands.session.summarise", lambda *_: True)
+        patch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
+        patch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
+        yield
+    torch.set_num_threads(threads)
+
+
 def write_recipe(folder: Path) -> Path:
     """A recipe, and the text it trains on, small enough for a test; its run is FOLDER/run."""
     poems = VERSE.split("\n\n\n")[:12]
@@ -42,6 +57,14 @@ def write_recipe(folder: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(RECIPE.replace("FOLDER", str(folder)))
     return path
+
+
+def copied(run: Path, recipe: Path) -> Path:
+    """A run of this recipe's that was made where other copies of its files are, as if it had been made here."""
+    here = shutil.copytree(run, recipe.parent / "run")
+    stored = here / "recipe.yaml"
+    stored.write_text(stored.read_text().replace(str(run.parent), str(recipe.parent)))
+    return here
 
 
 def untimed(directory: Path) -> list[dict[str, Any]]:
