@@ -516,8 +516,7 @@ LONGER = ("steps: 12", "steps: 40"), ("save_every: 4", "save_every: 3")  # so th
 
 
 def test_kill_9(recipe: Path) -> None:
-    for old, new in LONGER:
-        recipe.write_text(recipe.read_text().replace(old, new))
+    recipe.write_text(recipe.read_text().replace("save_every: 4", "save_every: 3"))
     kill_and_compare(recipe, kills=1, seed=3)
 
 
