@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import multiprocessing
+import gc
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests.forks import forks
 
 PATIENCE = datetime.timedelta(seconds=120)  # for a rank that does not come
 AFTER_A_FAILURE = 2.0  # seconds; the others may fail alike, or wait for the one that did
@@ -56,7 +58,7 @@ class Ranks:
         return [answers[rank] for rank in range(size)]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forks()
         self._starts += 1
         store = self.folder.resolve() / f"store-{self._starts}"
         for rank in range(self.count):
@@ -85,6 +87,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
 
 
 def _serve(connection: Connection, store: Path, rank: int, count: int) -> None:
+    gc.freeze()  # what was imported is not garbage; DeepSpeed has all looked through again and again
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store.as_uri(), timeout=PATIENCE, rank=rank, world_size=count)
     groups = [dist.new_group(list(range(size))) for size in range(1, count + 1)]

@@ -94,7 +94,7 @@ def sharded(tmp_path: Path, model: Andromeda) -> Path:
 # ---- round trips ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     config=st.builds(
         lambda **values: replace(SMALL, **values),
@@ -332,7 +332,7 @@ def test_killed_at_random_moments(
 
     save(0)
     choose, numbers = random.Random(0), [0]
-    for _ in range(20):
+    for _ in range(10):
         pid = os.fork()
         if pid == 0:
             for number in itertools.count(numbers[-1] + 1):
@@ -364,7 +364,7 @@ def test_read_while_it_is_replaced(tmp_path: Path, model: Andromeda, monkeypatch
             save(number)
     try:
         seen = [0]
-        while len(set(seen)) < 8:
+        while len(set(seen)) < 5:
             seen.append(version(target, verify=bool(len(seen) % 2)))
     finally:
         os.kill(pid, signal.SIGKILL)

@@ -6,22 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.commands.launcher import Launcher
-from tests.commands.runs import write_recipe
+from tests.commands.runs import quick_training, write_recipe
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No summary, no long measurement; and so small a model is slower on two threads."""
-    monkeypatch.setattr("andromeda.commands.session.summarise", lambda *_: True)
-    monkeypatch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
-    monkeypatch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quick() -> Iterator[None]:
+    with quick_training():
+        yield
 
 
 @pytest.fixture

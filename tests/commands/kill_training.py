@@ -1,7 +1,7 @@
-"""Trains once undisturbed and once with kills at random moments: python -m tests.commands.kill_training ...
+"""Trains once undisturbed and once with kills at random moments, in a process that has computed nothing before.
 
-Each training is a fork of this process, which has imported all that is slow to import and computed nothing. A training
-that ends before its kill is put by, and another one begun, until there were as many kills as asked for.
+Each training is a fork of that one. A training that ends before its kill is put by, and another one begun, until there
+were as many kills as asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,8 +20,6 @@ import torch
 from andromeda.commands import session  # before the forks
 from andromeda.commands.train import train
 from andromeda.training import metrics
-
-PRELOADED = ["torch._dynamo", "jsonargparse", "docstring_parser"]  # that a training imports when it begins
 
 
 def start(recipe: str, output: Path, log: Path) -> int:
@@ -54,8 +51,6 @@ def finish(pid: int) -> None:
 
 def main(recipe: str, folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    for name in PRELOADED:
-        import_module(name)
     metrics.PEAK_SECONDS, metrics.PEAK_SIZE = 0.0, {"cpu": 64}
     patch.object(session, "summarise", lambda *_: True).start()  # pictures take longer than such a training
     moments = random.Random(seed)
@@ -81,7 +76,3 @@ def main(recipe: str, folder: Path, kills: int, seed: int) -> None:
         else:
             raise SystemExit(f"training failed with status {status}")
     finish(start(recipe, folder / "killed", folder / "killed.log"))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -1,12 +1,12 @@
 """Starts the processes of `andromeda train` as torchrun does, and again when they have died.
 
-They are forks of a server that has imported all that is slow to import, and take a second where torchrun takes ten.
-Like torchrun's, the store through which they find each other outlives them, with all that they wrote.
+They are forks, and take a second where torchrun takes ten. Like torchrun's, the store through which they find each
+other outlives them, with all that they wrote.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import gc
 import os
 import sys
 import time
@@ -21,16 +21,8 @@ from torch.distributed import TCPStore
 from andromeda.cli import main
 from andromeda.commands import session
 from andromeda.training import metrics
+from tests.forks import forks
 
-PRELOADED = [
-    __name__,
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.nn.parallel",
-    "deepspeed",
-    "jsonargparse",
-    "docstring_parser",
-]
 PATIENCE = 120.0  # seconds
 
 Fault = Callable[[int], object]  # (rank): called in each process before it begins
@@ -69,8 +61,6 @@ class Launcher:
     def __init__(self, folder: Path, processes: int = 2) -> None:
         self.folder, self.ranks = folder, processes
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
         self._starts = 0
 
     def __call__(self, recipe: Path, *overrides: str, fault: Fault | None = None) -> Launched:
@@ -87,7 +77,7 @@ class Launcher:
         arguments = ["train", str(recipe), *overrides]
         logs = [self.folder / f"start-{self._starts}-rank-{rank}.log" for rank in range(len(environments))]
         processes = [
-            self._context.Process(target=_run, args=(environment, arguments, log, fault), daemon=True)
+            forks().Process(target=_run, args=(environment, arguments, log, fault), daemon=True)
             for environment, log in zip(environments, logs, strict=True)
         ]
         for process, log in zip(processes, logs, strict=True):
@@ -103,6 +93,7 @@ class Launcher:
 
 
 def _run(environment: dict[str, str], arguments: list[str], log: Path, fault: Fault | None) -> None:
+    gc.freeze()  # as in tests/ranks.py
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from andromeda.errors import AndromedaError
 from andromeda.training.loop import Loop
 from andromeda.training.metrics import TIMINGS, read_metrics
+from tests.commands import kill_training
+from tests.forks import forks
 
 ROOT = Path(__file__).parents[2]
 VERSE = (ROOT / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
@@ -34,6 +36,19 @@ save_every: 4
 """
 
 
+@contextmanager
+def quick_training() -> Iterator[None]:
+    """No summary, no long measurement; and so small a model is slower on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("andromeda.commands.session.summarise", lambda *_: True)
+        patch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
+        patch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
+        yield
+    torch.set_num_threads(threads)
+
+
 def write_recipe(folder: Path) -> Path:
     """A recipe, and the text it trains on, small enough for a test; its run is FOLDER/run."""
     poems = VERSE.split("\n\n\n")[:12]
@@ -42,6 +57,14 @@ def write_recipe(folder: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(RECIPE.replace("FOLDER", str(folder)))
     return path
+
+
+def copied(run: Path, recipe: Path) -> Path:
+    """A run of this recipe's that was made where other copies of its files are, as if it had been made here."""
+    here = shutil.copytree(run, recipe.parent / "run")
+    stored = here / "recipe.yaml"
+    stored.write_text(stored.read_text().replace(str(run.parent), str(recipe.parent)))
+    return here
 
 
 def untimed(directory: Path) -> list[dict[str, Any]]:
@@ -104,9 +127,10 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], obj
 
 def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
     folder = recipe.parent
-    arguments = ["-m", "tests.commands.kill_training", str(recipe), str(folder), str(kills), str(seed)]
-    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr + (folder / "killed.log").read_text()
+    killing = forks().Process(target=kill_training.main, args=(str(recipe), folder, kills, seed))
+    killing.start()
+    killing.join()
+    assert killing.exitcode == 0, "".join(log.read_text() for log in folder.glob("*.log"))
     assert "going on from step" in (folder / "killed.log").read_text()
     for directory in folder.glob("killed*"):
         if directory.is_dir():

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -22,6 +24,7 @@ from andromeda.cli import main
 from andromeda.config import AndromedaConfig
 from andromeda.model import Andromeda
 from andromeda.tokenizer import Tokenizer
+from tests.forks import forks
 
 ROOT = Path(__file__).parents[2]
 KEY = "correct-horse-battery"
@@ -47,21 +50,29 @@ class Process:
     """
 
     def __init__(self, directory: Path, *arguments: str, key: str | None = None) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        environment.pop("ANDROMEDA_API_KEY", None)
-        if key is not None:
-            environment["ANDROMEDA_API_KEY"] = key
-        command = [sys.executable, "-m", "andromeda", "serve", str(directory), "--port", "0", *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+        read, write = Pipe(duplex=False)
+        command = ["serve", str(directory), "--port", "0", *arguments]
+        self.process = forks().Process(target=_serve, args=(command, key, write))
+        self.process.start()
+        write.close()
         self.log: list[dict[str, Any]] = []
+        self._said = os.fdopen(os.dup(read.fileno()))
         self._lines: Queue[str] = Queue()
         threading.Thread(target=self._read, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self._said:
             self._lines.put(line)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code; None: it runs on."""
+        self.process.join(seconds)
+        return self.process.exitcode
 
     def wait_for(self, message: str, seconds: float = 120) -> dict[str, Any]:
         """The next line of the log with this message."""
@@ -80,7 +91,18 @@ class Process:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.join()
+
+
+def _serve(arguments: list[str], key: str | None, errors: Connection) -> None:
+    """Like `andromeda` with these arguments, and with its standard error at the other end."""
+    os.dup2(errors.fileno(), 2)
+    errors.close()
+    torch.set_num_threads(1)
+    os.environ.pop("ANDROMEDA_API_KEY", None)
+    if key is not None:
+        os.environ["ANDROMEDA_API_KEY"] = key
+    sys.exit(main(arguments))
 
 
 @pytest.fixture
@@ -112,10 +134,10 @@ def test_sigterm_ends_what_is_begun_and_then_the_process(start, directory):
     ) as answer:
         lines = answer.iter_lines()
         next(lines)
-        server.process.send_signal(signal.SIGTERM)
+        server.signal(signal.SIGTERM)
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]" and len(rest) > 10
-    assert server.process.wait(60) == 0
+    assert server.wait(60) == 0
     stopped = server.wait_for("stopped")
     assert stopped["level"] == "info"
     assert all("level" in line for line in server.log), "every line is an object"
@@ -133,19 +155,19 @@ def test_a_second_sigterm_ends_it_at_once(start, directory):
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers, timeout=120) as answer:
         lines = answer.iter_lines()
         next(lines)
-        server.process.send_signal(signal.SIGTERM)
+        server.signal(signal.SIGTERM)
         while httpx.get(f"{server.url}/ready", headers=headers).status_code == 200:
             pass
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 128 + signal.SIGTERM
+        server.signal(signal.SIGTERM)
+        assert server.wait(10) == 128 + signal.SIGTERM
     assert KEY not in json.dumps(server.log)
 
 
 def test_sigterm_while_the_model_is_loaded_ends_it(start):
     server = start()
     httpx.get(f"{server.url}/ready")  # it runs; should the model be there already, it ends in the same way
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(60) == 0
+    server.signal(signal.SIGTERM)
+    assert server.wait(60) == 0
 
 
 @pytest.mark.slow
@@ -155,12 +177,12 @@ def test_replicas_are_renewed_on_sighup_and_end_with_the_server(start, directory
     server.wait_for("ready", seconds=300)
     body = {**long_text(directory, "verse"), "max_tokens": 20, "stream": False, "seed": 1}
     before = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).json()
-    server.process.send_signal(signal.SIGHUP)
+    server.signal(signal.SIGHUP)
     server.wait_for("renewed", seconds=300)
     after = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).json()
     assert before["choices"] == after["choices"]
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(120) == 0
+    server.signal(signal.SIGTERM)
+    assert server.wait(120) == 0
 
 
 # ---- what is refused before it starts ----------------------------------------------------------------

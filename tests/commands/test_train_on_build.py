@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ from andromeda.training.metrics import read_metrics
 from andromeda.training.objective import NextToken
 from andromeda.training.recipe import read_recipe
 from andromeda.training.state import load_counts
-from tests.commands.runs import assert_same_run, at_step, kill_and_compare, refused
+from tests.commands.runs import assert_same_run, at_step, kill_and_compare, quick_training, refused
+from tests.quick import quick
 
 pytestmark = pytest.mark.usefixtures("quick")
 VERSE = (Path(__file__).parents[2] / "examples" / "verse" / "validation.txt").read_text(encoding="utf-8")
@@ -74,15 +76,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(built: Path, tmp_path: Path) -> Path:
-    shutil.copytree(built / "build", tmp_path / "build")
-    (tmp_path / "validation.txt").write_text(VERSE[-1200:])
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.replace("FOLDER", str(tmp_path)))
+    return write_recipe(built, tmp_path)
+
+
+def write_recipe(built: Path, folder: Path) -> Path:
+    shutil.copytree(built / "build", folder / "build")
+    (folder / "validation.txt").write_text(VERSE[-1200:])
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.replace("FOLDER", str(folder)))
     return path
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    return reading(monkeypatch)
+
+
+def reading(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """What the loss was computed of in training, batch by batch."""
     batches: list[Batch] = []
     original = NextToken.__call__
@@ -94,6 +104,20 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
 
     monkeypatch.setattr(NextToken, "__call__", computing)
     return batches
+
+
+class Whole(NamedTuple):
+    """A run that nothing disturbed, and what it has read."""
+
+    directory: Path
+    read: list[Batch]
+
+
+@pytest.fixture(scope="module")
+def whole(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    with quick_training(), pytest.MonkeyPatch.context() as patch:
+        batches = reading(patch)
+        return Whole(run(write_recipe(built, tmp_path_factory.mktemp("whole"))), batches)
 
 
 def run(recipe: Path, *overrides: str) -> Path:
@@ -164,22 +188,21 @@ def test_the_loss_is_the_mean_over_what_the_assistant_says(recipe: Path, read: l
     assert read_metrics(directory / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_of_a_conversation_the_answers_alone_are_learned(recipe: Path, read: list[Batch]) -> None:
-    run(recipe)
-    stream, said = Stream(recipe.parent / "build"), ""
-    for number, (_, targets, _) in enumerate(rows(read)):
+def test_of_a_conversation_the_answers_alone_are_learned(built: Path, whole: Whole) -> None:
+    stream, said = Stream(built / "build"), ""
+    for number, (_, targets, _) in enumerate(rows(whole.read)):
         if stream.sequence(number).source == "sums":
             said += stream.tokenizer.decode(targets[targets != IGNORED].tolist(), skip_special=False)
     assert re.fullmatch(r"(\d|<\|im_end\|>)+", said)  # a cut may come anywhere
     assert said.count("<|im_end|>") > 10
 
 
-def test_show_prints_the_very_sequence(recipe: Path, read: list[Batch], capsys: pytest.CaptureFixture[str]) -> None:
-    run(recipe)
-    tokenizer = Tokenizer.load(recipe.parent / "build" / "tokenizer")
-    for number, (ids, targets, documents) in enumerate(rows(read)):
+def test_show_prints_the_very_sequence(built: Path, whole: Whole, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer, read = Tokenizer.load(built / "build" / "tokenizer"), rows(whole.read)
+    for number in range(0, len(read), 3):
+        ids, targets, documents = read[number]
         capsys.readouterr()
-        assert main(["data", "show", str(recipe.parent / "build"), "--sequence", str(number)]) == 0
+        assert main(["data", "show", str(built / "build"), "--sequence", str(number)]) == 0
         said = capsys.readouterr().out
         pieces = re.findall(r"^--- tokens (\d+) to (\d+): .*, (\d+) of \d+ targets learned\n", said, re.MULTILINE)
         texts = re.split(r"^--- .*\n", said, flags=re.MULTILINE)[1:]
@@ -216,13 +239,12 @@ def test_no_document_of_a_sequence_moves_another(built: Path, keys: dict[str, ob
 # ---- interrupted and changed ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [3, 6, 7, 9])
+@pytest.mark.parametrize("step", quick([3, 6, 7, 9], [6, 9]))
 def test_stopped_before_at_and_behind_a_border_it_goes_on_exactly(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    recipe: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    whole = run(recipe, f"output={recipe.parent / 'whole'}")
     stopped(recipe, monkeypatch, step)
-    assert_same_run(run(recipe), whole)
+    assert_same_run(run(recipe), whole.directory)
 
 
 @pytest.mark.parametrize(
@@ -255,15 +277,14 @@ def test_the_shares_of_processes_are_the_global_batch(recipe: Path, ranks: int) 
 
 
 def test_another_build_is_refused_and_the_same_one_elsewhere_is_not(
-    recipe: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, built: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(recipe, f"output={recipe.parent / 'whole'}")
     stopped(recipe, monkeypatch, 5)
     message = r"run: this run trains on the build with the manifest [0-9a-f]{12}, and .*other has [0-9a-f]{12}; name"
     with refused(recipe.parent, message):
         run(recipe, f"data.build={built / 'other'}")
     (recipe.parent / "build").rename(recipe.parent / "moved")
-    assert_same_run(run(recipe, f"data.build={recipe.parent / 'moved'}"), whole)
+    assert_same_run(run(recipe, f"data.build={recipe.parent / 'moved'}"), whole.directory)
 
 
 @pytest.mark.slow

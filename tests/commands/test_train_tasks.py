@@ -21,7 +21,18 @@ from andromeda.training.metrics import read_metrics
 from andromeda.training.nebula.heads import load_heads
 from andromeda.training.nebula.keep import load_tasks
 from andromeda.training.nebula.predict import Predictor
-from tests.commands.runs import VERSE, assert_same_run, at_step, kill_and_compare, refused, untimed
+from tests.commands.runs import (
+    VERSE,
+    assert_same_run,
+    at_step,
+    copied,
+    kill_and_compare,
+    quick_training,
+    refused,
+    untimed,
+    write_recipe,
+)
+from tests.quick import quick
 
 TASKS = """
 tasks:
@@ -36,9 +47,29 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
-def recipe(recipe: Path) -> Path:
+def recipe(tmp_path: Path) -> Path:
+    return write_tasks(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without tasks, which is read alone."""
+    with quick_training():
+        return run(write_tasks(tmp_path_factory.mktemp("plain")), "tasks={}", "balance=fixed")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe of tasks and 8 steps of its run. It is copied."""
+    recipe = write_tasks(tmp_path_factory.mktemp("begun"))
+    with quick_training():
+        run(recipe, "steps=8")
+    return recipe.parent
+
+
+def write_tasks(folder: Path) -> Path:
     """`write_recipe`'s, with three tasks that have examples."""
-    folder = recipe.parent
+    recipe = write_recipe(folder)
     lines = [line for line in VERSE.splitlines() if line.strip()][:50]
     write(folder / "lines.jsonl", [example(line) for line in lines[:40]])
     write(folder / "more.jsonl", [example(line) for line in lines[40:]])
@@ -99,14 +130,13 @@ def test_a_model_without_heads_predicts_nothing(recipe: Path) -> None:
         Predictor.load(directory)
 
 
-def test_the_language_model_alone_as_a_task_learns_what_the_plain_recipe_does(recipe: Path) -> None:
+def test_the_language_model_alone_as_a_task_learns_what_the_plain_recipe_does(recipe: Path, plain: Path) -> None:
     alone = run(recipe, "tasks={text: {z_loss: 0.0}}", "balance=fixed")
-    plain = run(recipe, "tasks={}", "balance=fixed", f"output={recipe.parent / 'plain'}")
     for ours, theirs in zip(untimed(alone), untimed(plain), strict=True):
         assert {key: ours[key] for key in theirs} == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("balance", ["uncertainty", "famo"])
+@pytest.mark.parametrize("balance", quick(["uncertainty", "famo"], ["famo"]))
 def test_asked_to_stop_it_saves_and_goes_on_exactly(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, balance: str
 ) -> None:
@@ -126,8 +156,8 @@ def test_kill_9_twice(recipe: Path) -> None:
     kill_and_compare(recipe, kills=2, seed=5)
 
 
-def test_without_text_a_model_goes_on_with_tasks_alone(recipe: Path) -> None:
-    directory = run(recipe, "steps=4")
+def test_without_text_a_model_goes_on_with_tasks_alone(recipe: Path, begun: Path) -> None:
+    directory = begun / "run"
     tuned = recipe.parent / "tuned.yaml"
     tuned.write_text(f"""
 model: {{from: {directory}}}
@@ -143,11 +173,10 @@ output: {recipe.parent}/tuned
     assert set(Predictor.load(recipe.parent / "tuned").heads) == {"first"}
 
 
-def test_a_smaller_model_learns_from_a_larger(recipe: Path) -> None:
-    teacher = run(recipe, "tasks={}", "balance=fixed", f"output={recipe.parent / 'teacher'}")
+def test_a_smaller_model_learns_from_a_larger(recipe: Path, plain: Path) -> None:
     keys = (
-        f"tasks={{like: {{teacher: {teacher}}}, text: {{z_loss: 0.0}}}}", "balance=fixed", "model.dim=16",
-        "tokenizer.vocab_size=null", f"tokenizer.path={teacher}", "schedule=constant",
+        f"tasks={{like: {{teacher: {plain}}}, text: {{z_loss: 0.0}}}}", "balance=fixed", "model.dim=16",
+        "tokenizer.vocab_size=null", f"tokenizer.path={plain}", "schedule=constant",
     )  # fmt: skip
     student, whole = recipe.parent / "student", recipe.parent / "whole"
     run(recipe, *keys, "steps=8", f"output={student}")
@@ -160,16 +189,15 @@ def test_a_smaller_model_learns_from_a_larger(recipe: Path) -> None:
     assert ours.config.dim == 16
 
 
-def test_a_teacher_with_other_tokens(recipe: Path) -> None:
-    teacher = run(recipe, "tasks={}", "balance=fixed", "steps=1", f"output={recipe.parent / 'teacher'}")
-    keys = (f"tasks={{like: {{teacher: {teacher}}}}}", "balance=fixed")
+def test_a_teacher_with_other_tokens(recipe: Path, plain: Path) -> None:
+    keys = (f"tasks={{like: {{teacher: {plain}}}}}", "balance=fixed")
     for more, message in (
         (
             (),
             r"tasks\.like\.teacher='.*' has other tokens than the model \(320, and 320\); let tokenizer\.path name it",
         ),
         (
-            ("tokenizer.vocab_size=null", f"tokenizer.path={teacher}", "model.num_tokens=384"),
+            ("tokenizer.vocab_size=null", f"tokenizer.path={plain}", "model.num_tokens=384"),
             r"has other tokens than the model \(320, and 384\)",
         ),
         ((f"tasks.like.teacher={recipe.parent}/none",), r"none: no such directory"),
@@ -202,9 +230,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_heads_give_way_to_the_checkpoint_before(
-    recipe: Path, capsys: pytest.CaptureFixture[str], damage: str
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    directory = run(recipe, "steps=8")
+    recipe = write_tasks(tmp_path)
+    directory = copied(begun / "run", recipe)
     DAMAGE[damage](directory / "checkpoints" / "step-00000008")
     run(recipe, "steps=8")
     assert "set aside as step-00000008.1.damaged, going on from step-00000004" in capsys.readouterr().err
@@ -304,9 +333,9 @@ def test_without_text_there_must_be_a_tokenizer(recipe: Path) -> None:
         run(recipe, *keys, "data.build=b")
 
 
-def test_other_examples_do_not_change_what_heads_tell(recipe: Path) -> None:
-    run(recipe, "steps=4")
+def test_other_examples_do_not_change_what_heads_tell(recipe: Path, begun: Path) -> None:
+    copied(begun / "run", recipe)
     lines = (recipe.parent / "lines.jsonl").read_text()
     (recipe.parent / "lines.jsonl").write_text(lines.replace('"vowel"', '"another"'))
     with pytest.raises(AndromedaError, match=r"the label 'another' is not known; there are other, vowel"):
-        run(recipe, "steps=8")
+        run(recipe, "steps=9")

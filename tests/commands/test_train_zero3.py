@@ -11,18 +11,17 @@ import pytest
 
 from andromeda.commands.generate import generate
 from andromeda.commands.train import train
+from tests.commands.launcher import Launcher
 from tests.commands.runs import ROOT, untimed
 
 
 @pytest.mark.usefixtures("quick")
-def test_one_that_keeps_things_off_its_device(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_that_keeps_things_off_its_device(
+    launch: Launcher, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, off = recipe.parent / "one", recipe.parent / "off"
     train(str(recipe), [f"output={one}"])
-    command = [sys.executable, "-m", "andromeda", "train", str(recipe), f"output={off}", "engine=zero3", "offload=cpu"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "warn" not in (result.stdout + result.stderr).lower()
+    launch.one(recipe, f"output={off}", "engine=zero3", "offload=cpu").finish()
     for ours, theirs in zip(untimed(off), untimed(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     capsys.readouterr()
@@ -30,3 +29,12 @@ def test_one_that_keeps_things_off_its_device(recipe: Path, capsys: pytest.Captu
         generate(str(run), prompt="The sea", max_new_tokens=8, temperature=0)
     texts = [text.strip() for text in capsys.readouterr().out.split("The sea")[1:]]
     assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.slow
+def test_it_warns_of_nothing(recipe: Path) -> None:
+    command = [sys.executable, "-m", "andromeda", "train", str(recipe), "steps=2", "engine=zero3", "offload=cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "warn" not in (result.stdout + result.stderr).lower()

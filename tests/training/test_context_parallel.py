@@ -29,8 +29,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     pool.close()
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-@pytest.mark.parametrize("together", [2, 4])
+@pytest.mark.parametrize(
+    ("engine", "together"),
+    [
+        ("ddp", 2), pytest.param("ddp", 4, marks=pytest.mark.slow), pytest.param("fsdp", 2, marks=pytest.mark.slow),
+        ("fsdp", 4),
+    ],
+)  # fmt: skip
 def test_the_loss_curve_is_that_of_one_process(engine: str, together: int, ranks: Ranks, tmp_path: Path) -> None:
     """Two teams of two, whose shares of a step's five sequences differ; one team of four."""
     one, four = folders(tmp_path, "one", "four")

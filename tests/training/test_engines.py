@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
+from tests.quick import quick
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
 from tests.training.kept import keep, kept, processes_of
@@ -34,7 +36,6 @@ KEYS: dict[str, Any] = {
     "clip_norm": 0.5, "validate_every": 1,
 }  # fmt: skip
 ODD = dataclasses.replace(TINY, dim=33)  # of some parameters the shares differ
-ENGINES = pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero3", "zero3 cpu"])
 
 
 def named(engine: str) -> dict[str, Any]:
@@ -118,30 +119,62 @@ def folders(tmp_path: Path, *names: str) -> list[Path]:
     return made
 
 
+class Runs:
+    """Those that several tests ask of are made once. Their folders are read and not written to."""
+
+    def __init__(self, ranks: Ranks, folder: Path) -> None:
+        self.ranks, self.folder = ranks, folder
+        self._made: dict[str, tuple[list[Any], Path]] = {}
+
+    def one(self, keys: dict[str, Any], until: int = 6, poisoned: Sequence[int] = ()) -> tuple[Any, Path]:
+        """What `run` returns in one process, and where it leaves what it has trained."""
+        found, folder = self._run(1, keys, until, poisoned)
+        return found[0], folder
+
+    def two(self, engine: str, keys: dict[str, Any], until: int = 6) -> tuple[list[Any], Path]:
+        return self._run(2, {**keys, **named(engine)}, until, ())
+
+    def _run(self, size: int, keys: dict[str, Any], until: int, poisoned: Sequence[int]) -> tuple[list[Any], Path]:
+        name = repr((size, keys, until, poisoned))
+        if name not in self._made:
+            folder = self.folder / str(len(self._made))
+            folder.mkdir()
+            given = keys, until, str(folder), False, poisoned
+            self._made[name] = [run(None, *given)] if size == 1 else self.ranks(run, size, *given), folder
+        return self._made[name]
+
+
+@pytest.fixture(scope="module")
+def runs(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(ranks, tmp_path_factory.mktemp("runs"))
+
+
 SHARES: dict[str, dict[str, Any]] = {
     "even": {}, "one sequence for two": {"batch_size": 1, "accumulate": 1},
     "uneven": {"batch_size": 5, "accumulate": 1}, "muon": {"optimizer": "muon"},
     "checkpointed": {"checkpointing": "full"},
 }  # fmt: skip
+SHARED = {
+    "ddp": ["even", "one sequence for two", "uneven", "muon"],
+    "fsdp": ["even", "one sequence for two", "uneven", "muon"],
+    "zero3": ["even", "one sequence for two", "uneven"],
+    "zero3 cpu": ["checkpointed"],
+}
+OTHERWISE_SHOWN = [("fsdp", "one sequence for two"), ("zero3", "uneven")]
 
 
 @pytest.mark.parametrize(
-    ("engine", "keys"),
+    ("engine", "share"),
     [
-        pytest.param(engine, SHARES[name], id=f"{engine}-{name}")
-        for engine, names in {
-            "ddp": ["even", "one sequence for two", "uneven", "muon"],
-            "fsdp": ["even", "one sequence for two", "uneven", "muon"],
-            "zero3": ["even", "one sequence for two", "uneven"],
-            "zero3 cpu": ["checkpointed"],
-        }.items()
+        pytest.param(engine, name, marks=[pytest.mark.slow] if (engine, name) in OTHERWISE_SHOWN else [])
+        for engine, names in SHARED.items()
         for name in names
     ],
 )
-def test_the_loss_curve_is_that_of_one_process(engine: str, keys: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
-    one, two = folders(tmp_path, "one", "two")
-    expected, operations = run(None, keys, 6, str(one))
-    found = ranks(run, 2, {**keys, **named(engine)}, 6, str(two))
+def test_the_loss_curve_is_that_of_one_process(engine: str, share: str, runs: Runs) -> None:
+    keys = SHARES[share]
+    (expected, operations), one = runs.one(keys)
+    found, two = runs.two(engine, keys)
     for lines, reckoned in found:
         assert reckoned == pytest.approx(operations)
         assert len(lines) == 6
@@ -151,54 +184,60 @@ def test_the_loss_curve_is_that_of_one_process(engine: str, keys: dict[str, Any]
     assert_close(two, one, MUON if keys.get("optimizer") == "muon" else 1e-4)
 
 
-def test_bfloat16_is_the_same_with_zero3(ranks: Ranks, tmp_path: Path) -> None:
+def test_bfloat16_is_the_same_with_zero3(runs: Runs) -> None:
     """As with DDP: one process has other sums."""
-    other, zero = folders(tmp_path, "ddp", "zero3")
-    keys = {"precision": "bfloat16"}
-    expected, _ = ranks(run, 2, {**keys, "engine": "ddp"}, 6, str(other))[0]
-    found, _ = ranks(run, 2, {**keys, "engine": "zero3"}, 6, str(zero))[0]
+    expected, found = (runs.two(engine, {"precision": "bfloat16"}, 4)[0][0][0] for engine in ("ddp", "zero3"))
+    assert len(found) == 4
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("engine", "optimizer"),
-    [("ddp", "adamw"), ("ddp", "muon"), ("fsdp", "adamw"), ("fsdp", "muon"), ("zero3", "adamw")],
-)
+    [
+        ("ddp", "adamw"), pytest.param("ddp", "muon", marks=pytest.mark.slow),
+        pytest.param("fsdp", "adamw", marks=pytest.mark.slow), ("fsdp", "muon"), ("zero3", "adamw"),
+    ],
+)  # fmt: skip
 def test_what_two_saved_one_goes_on_with_and_the_other_way_round(
-    engine: str, optimizer: str, ranks: Ranks, tmp_path: Path
+    engine: str, optimizer: str, ranks: Ranks, runs: Runs, tmp_path: Path
 ) -> None:
-    whole, first, second = folders(tmp_path, "whole", "first", "second")
-    one: dict[str, Any] = {"optimizer": optimizer}
-    two = {**one, **named(engine)}
-    run(None, one, 6, str(whole))
-    ranks(run, 2, two, 3, str(first))
-    run(None, one, 6, str(first), True)
-    run(None, one, 3, str(second))
-    ranks(run, 2, two, 6, str(second), True)
+    keys: dict[str, Any] = {"optimizer": optimizer}
+    _, whole = runs.one(keys)
+    first, second = (
+        shutil.copytree(made, tmp_path / name)
+        for name, (_, made) in (("first", runs.two(engine, keys, 3)), ("second", runs.one(keys, 3)))
+    )
+    run(None, keys, 6, str(first), True)
+    ranks(run, 2, {**keys, **named(engine)}, 6, str(second), True)
     for folder in (first, second):
         assert_close(folder, whole, MUON if optimizer == "muon" else 1e-4)
 
 
-@ENGINES
-def test_stopped_and_resumed_it_is_the_same_bit_for_bit(engine: str, ranks: Ranks, tmp_path: Path) -> None:
-    whole, parts = folders(tmp_path, "whole", "parts")
-    ranks(run, 2, {**named(engine)}, 6, str(whole))
-    ranks(run, 2, {**named(engine)}, 2, str(parts))
-    ranks(run, 2, {**named(engine)}, 6, str(parts), True)
-    ours, theirs = tensors(parts), tensors(whole)
+@pytest.mark.parametrize(
+    ("engine", "share"), [("ddp", "even"), ("fsdp", "even"), ("zero3", "even"), ("zero3 cpu", "checkpointed")]
+)
+def test_stopped_and_resumed_it_is_the_same_bit_for_bit(
+    engine: str, share: str, ranks: Ranks, runs: Runs, tmp_path: Path
+) -> None:
+    keys = SHARES[share]
+    _, whole = runs.two(engine, keys)
+    ranks(run, 2, {**keys, **named(engine)}, 2, str(tmp_path))
+    ranks(run, 2, {**keys, **named(engine)}, 6, str(tmp_path), True)
+    ours, theirs = tensors(tmp_path), tensors(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@ENGINES
-def test_steps_are_left_out_and_taken_back_as_by_one_process(engine: str, ranks: Ranks, tmp_path: Path) -> None:
-    one, two = folders(tmp_path, "one", "two")
+@pytest.mark.parametrize("engine", quick(SHARED, ["ddp", "fsdp", "zero3"]))
+def test_steps_are_left_out_and_taken_back_as_by_one_process(
+    engine: str, ranks: Ranks, runs: Runs, tmp_path: Path
+) -> None:
     keys = {"steps": 9, "save_every": 2}
     poisoned = [0, 3, 4, 5, 6, 7]  # the first; and five in a row, after one that weights followed since they were saved
-    expected, _ = run(None, keys, 9, str(one), poisoned=poisoned)
-    found, _ = ranks(run, 2, {**keys, **named(engine)}, 9, str(two), False, poisoned)[0]
+    (expected, _), one = runs.one(keys, 9, poisoned)
+    found, _ = ranks(run, 2, {**keys, **named(engine)}, 9, str(tmp_path), False, poisoned)[0]
     assert [line["step"] for line in expected if "left_out" in line] == [1, 4, 5, 6, 7, 8]
     assert [line["step"] for line in found] == [line["step"] for line in expected]
-    assert_close(two, one, 1e-4)
+    assert_close(tmp_path, one, 1e-4)
 
 
 def held(group: Any, engine: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from andromeda.training.progress import Silent
 from andromeda.training.recipe import DataRecipe, Recipe
 from andromeda.training.state import TrainingState
 from andromeda.training.steps import ENDLESS, Steps
+from tests.quick import quick
 from tests.ranks import Ranks
 from tests.training.conftest import TINY
 from tests.training.kept import keep, kept, processes_of
@@ -71,8 +72,12 @@ def run(
 
 
 CASES = pytest.mark.parametrize(
-    ("engine", "balance"), [("ddp", "famo"), ("ddp", "uncertainty"), ("fsdp", "uncertainty"), ("fsdp", "famo")]
-)
+    ("engine", "balance"),
+    [
+        ("ddp", "famo"), pytest.param("ddp", "uncertainty", marks=pytest.mark.slow), ("fsdp", "uncertainty"),
+        pytest.param("fsdp", "famo", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 
 
 @CASES
@@ -90,7 +95,7 @@ def test_two_train_as_one_does_and_one_goes_on(engine: str, balance: str, ranks:
         assert line == pytest.approx(exact, rel=2e-5 if balance == "uncertainty" else 2e-4)  # FAMO enlarges rounding
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", quick(["ddp", "fsdp"], ["fsdp"]))
 def test_without_text_too(engine: str, ranks: Ranks, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
