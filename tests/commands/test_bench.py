@@ -6,18 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from andromeda.benchmarks import memory, peers, prefill, serving
+from andromeda.benchmarks import attention, embedding, loss, memory, peers, prefill, serving
 from andromeda.cli import main
 from andromeda.commands import bench
 from andromeda.config import preset
 from andromeda.errors import AndromedaError
 from andromeda.model import Andromeda
+from tests.quick import quick
 
 TIMED = sorted(set(bench.SUBJECTS) - {"memory", "serving"})
 
@@ -55,6 +58,13 @@ def test_a_place_for_the_figures_is_looked_for_first(subject: str, capsys: pytes
     assert "there is no directory" in capsys.readouterr().err
 
 
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for subject in (attention, embedding, loss):
+        monkeypatch.setattr(subject, "CHECKED", (20,))
+
+
+@pytest.mark.usefixtures("few_tokens")
 def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     errors = checked("attention", tmp_path)["errors"]
     assert all(len(values) == 4 for by_way in errors.values() for values in by_way.values())
@@ -66,6 +76,7 @@ def test_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("largest relative error: ")
 
 
+@pytest.mark.usefixtures("few_tokens")
 @pytest.mark.parametrize("subject", ["embedding", "loss"])
 def test_rows_of_ours_and_of_peers(subject: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = checked(subject, tmp_path)
@@ -79,8 +90,13 @@ def test_rows_of_ours_and_of_peers(subject: str, tmp_path: Path, capsys: pytest.
     assert len({line.count("|") for line in table}) == 1
 
 
-def test_prefill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL: dict[str, Any] = {"depth": 2, "heads": 2, "alibi_num_heads": 1}
+
+
+@pytest.mark.parametrize("changes", quick([{}, SMALL], [SMALL]), ids=str)
+def test_prefill(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    monkeypatch.setattr(prefill, "CHECK", replace(prefill.CHECK, **changes))
     report = checked("prefill", tmp_path)
     assert "fp8" in report["errors"]
     assert report["peers"] == dict.fromkeys(peers.PEERS, "not installed")
@@ -108,6 +124,29 @@ def test_contexts_put_into_pages_are_found_there() -> None:
     assert row["cached_tokens"] == 192
 
 
+def test_rows_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the processes say; what one says is asked for in this one."""
+    figures = {"bytes": 3 * 2**30, "floor_bytes": 2**30, "ms": 1234.0}
+
+    def run(call: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert call[1:3] == ["-m", "andromeda.benchmarks.memory"]
+        assert call[4:] == ["nano", "40"]
+        if call[3] == memory.OURS:
+            return subprocess.CompletedProcess(call, 0, f"loaded\n{json.dumps(figures)}\n", "")
+        return subprocess.CompletedProcess(call, 1, "", "RuntimeError: cannot allocate memory\n")
+
+    monkeypatch.setattr(memory, "CUDA", False)
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(peers, "find_spec", lambda _: True)
+    assert main(["bench", "memory", "--preset", "nano", "--lengths", "40", "--json", str(tmp_path / "out.json")]) == 0
+    ours, other = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {name: ours[name] for name in figures} == figures
+    assert (other["name"], other["problem"]) == ("x-transformers", "more than 16 GiB")
+    assert "| 40 | andromeda | 3.00 | 1.00 | 3.00 | 1,234 |" in capsys.readouterr().out
+    assert memory.forward(memory.OURS, preset("nano", depth=1), 40).keys() == figures.keys()
+
+
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["bench", "memory", "--preset", "nano", "--lengths", "40", "--json", str(tmp_path / "out.json")]
     assert main(line) == 0

@@ -18,7 +18,7 @@ from andromeda.kernels import embedding as module
 from andromeda.kernels.embedding import embed, embedding, embedding_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-ROWS, DIM = 23, 37
+ROWS, DIM = 23, 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -50,8 +50,7 @@ def runs(*lengths: int) -> Tensor:
 
 @pytest.mark.usefixtures("small_tiles")
 class TestForward:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-    @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+    @pytest.mark.parametrize(("kind", "dtype"), [(torch.int32, torch.float16), (torch.int64, torch.float32)])
     @pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (9,), (2, 7), (2, 3, 2)])
     def test_is_the_rows(self, shape: tuple[int, ...], kind: torch.dtype, dtype: torch.dtype) -> None:
         weight = torch.randn(ROWS, DIM, device=DEVICE, dtype=dtype)
@@ -81,7 +80,7 @@ class TestBackward:
     # around pieces of 8: none whole, one aligned, one whole between others, several, everything one token
     LENGTHS = (
         (), (1,), (7,), (8,), (9,), (3, 8), (8, 8, 8), (3, 15, 2), (3, 16, 2), (5, 3, 8), (1,) * 23, (0, 0, 40, 0, 5),
-        (100,), (4, 61, 0, 1, 17, 30),
+        (50,), (4, 29, 0, 1, 17, 9),
     )  # fmt: skip
 
     @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -100,8 +99,8 @@ class TestBackward:
     @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
     def test_through_autograd(self, kind: torch.dtype) -> None:
         weight = torch.randn(ROWS, DIM, device=DEVICE, requires_grad=True)
-        ids = torch.randint(ROWS, (5, 13), device=DEVICE, dtype=kind)
-        grad = whole_numbers(DIM, 13, 5).permute(2, 1, 0)  # strided
+        ids = torch.randint(ROWS, (5, 7), device=DEVICE, dtype=kind)
+        grad = whole_numbers(DIM, 7, 5).permute(2, 1, 0)  # strided
         (found,) = torch.autograd.grad(embedding(ids, weight), weight, grad)
         assert torch.equal(found.double(), sums(ids, grad))
 
@@ -113,15 +112,15 @@ class TestBackward:
         assert torch.equal(embedding_backward(grad, ids, ROWS).double(), expected)
 
     def test_is_repeatable(self) -> None:
-        ids = runs(4, 61, 0, 1, 17, 30)
+        ids = runs(4, 29, 0, 1, 17, 9)
         grad = torch.randn(len(ids), DIM, device=DEVICE)
         assert torch.equal(embedding_backward(grad, ids, ROWS), embedding_backward(grad, ids, ROWS))
 
     def test_a_long_segment_is_summed_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of a token's 300 places the last pass reads the two ends alone, and for the others the sums of the pieces."""
+        """Of a token's 60 places the last pass reads the two ends alone, and for the others the sums of the pieces."""
         from andromeda.kernels import embedding_kernels as kernels
 
-        ids = torch.cat([torch.zeros(3), torch.ones(300)]).long().to(DEVICE)  # whole pieces: places 8..295
+        ids = torch.cat([torch.zeros(3), torch.ones(60)]).long().to(DEVICE)  # whole pieces: places 8..55
         grad = whole_numbers(len(ids), DIM)
         expected, pieces, launcher = sums(ids, grad), [], kernels.segment_kernel
 
@@ -129,7 +128,7 @@ class TestBackward:
             def __getitem__(self, grid):
                 def launch(*args, **kwargs):
                     pieces.append(args[3])
-                    grad[8:296] = torch.nan
+                    grad[8:56] = torch.nan
                     launcher[grid](*args, **kwargs)
 
                 return launch

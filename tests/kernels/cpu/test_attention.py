@@ -24,6 +24,7 @@ from tests.kernels.paged_batches import (
     assert_strides_do_not_matter,
     batch_of,
 )
+from tests.quick import quick
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -39,6 +40,10 @@ def two_threads() -> Iterator[None]:
 def attend(batch: Batch, geometry: Geometry) -> Tensor:
     layout = PageLayout(batch.page_table, batch.lengths, batch.k_pages.shape[1])
     return cpu_attention(batch.q, batch.k_pages, batch.v_pages, layout, geometry)
+
+
+ONE, UNLIKE, MANY = [1500], [1200, 30], [150, 140, 160, 130, 150, 150, 150, 190]
+SHARED = [(name, lengths) for name in ("default", "multi_head", "no_windows") for lengths in (ONE, UNLIKE, MANY)]
 
 
 class TestEqualsTheReference:
@@ -76,10 +81,12 @@ class TestEqualsTheReference:
         assert_equal(attend(batch, geometry), batch, geometry)
 
     @pytest.mark.usefixtures("two_threads")
-    @pytest.mark.parametrize("lengths", [[1500], [1200, 30], [150, 140, 160, 130, 150, 150, 150, 190]])
-    @pytest.mark.parametrize("name", ["default", "multi_head", "no_windows"])
-    def test_threads(self, name: str, lengths: list[int]) -> None:
+    @pytest.mark.parametrize(
+        "shared", quick(SHARED, [("default", ONE), ("multi_head", MANY), ("no_windows", UNLIKE)]), ids=str
+    )
+    def test_threads(self, shared: tuple[str, list[int]]) -> None:
         """One text is shared out among them, or each has texts of its own."""
+        name, lengths = shared
         case = replace(CASES[name], xpos_scale=512.0)
         batch, geometry = batch_of(lengths, 2, case, torch.float32, 128, 64), case.with_rotary(128)
         assert_equal(attend(batch, geometry), batch, geometry)

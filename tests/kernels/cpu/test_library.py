@@ -20,6 +20,16 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "andromeda"
 
 
+@pytest.fixture
+def few_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the sources, of which a compilation takes seconds: functions of their names that do nothing."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    names = ("andromeda_linear", "andromeda_attention", "andromeda_blocks")
+    (sources / "kernels.cpp").write_text("\n".join(f'extern "C" void {name}() {{}}' for name in names))
+    monkeypatch.setattr(module, "SOURCES", sources)
+
+
 def test_it_is_compiled_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.library() is module.library() is not None
     (made,) = directory.iterdir()
@@ -28,6 +38,7 @@ def test_it_is_compiled_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -
     assert module._load()._name == str(made)
 
 
+@pytest.mark.usefixtures("few_lines")
 @pytest.mark.parametrize("content", [b"", b"no library"])
 def test_a_damaged_one_is_compiled_anew(
     content: bytes, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -90,6 +101,7 @@ def test_without_a_compiler_that_does_there_is_none(
     assert list(directory.iterdir()) == []
 
 
+@pytest.mark.usefixtures("few_lines")
 def test_without_a_directory_of_ones_own_each_process_compiles(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
