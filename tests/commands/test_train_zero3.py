@@ -32,7 +32,7 @@ def test_one_that_keeps_things_off_its_device(
 
 
 @pytest.mark.slow
-def test_it_warns_of_nothing(recipe: Path) -> None:
+def test_on_its_own_it_says_what_others_say(recipe: Path) -> None:
     command = [sys.executable, "-m", "andromeda", "train", str(recipe), "steps=2", "engine=zero3", "offload=cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
