@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,8 +19,10 @@ def quick_interpreter() -> Iterator[None]:
     Sums and products of integers: each is done again in 64 bits to assert that it fits, and the assertion, which
     is for debugging, is then not made. The options say to leave that out.
 
-    Calls of device functions: see `_once_a_launch`.
+    Calls of device functions: see `_once_a_launch`. What follows from a type or a shape alone, and is found out again
+    for every value, is remembered.
     """
+    from triton.language import core
     from triton.runtime import interpreter
 
     with pytest.MonkeyPatch.context() as patch:
@@ -28,6 +31,10 @@ def quick_interpreter() -> Iterator[None]:
         patch.setattr(interpreter.interpreter_builder, "options", options)
         if hasattr(interpreter, "_LangPatchScope"):
             patch.setattr(interpreter, "_patch_lang", _once_a_launch(interpreter._patch_lang))
+        if hasattr(interpreter, "_get_np_dtype"):
+            patch.setattr(interpreter, "_get_np_dtype", _of_scalars(interpreter._get_np_dtype))
+        patch.setattr(core.block_type, "__init__", _block_of_known_shape(core.block_type))
+        patch.setattr(core.tensor, "__init__", _tensor_of_known_shape)
         yield
 
 
@@ -64,3 +71,37 @@ def _languages(function: FunctionType) -> frozenset[str]:
     import triton.language as tl
 
     return frozenset(value.__name__ for value in function.__globals__.values() if value is tl or value is tl.core)
+
+
+def _of_scalars(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """NumPy's name of a type: that of its scalars."""
+    known = cache(convert)
+    return lambda kind: convert(kind) if kind.scalar.is_ptr() else known(kind.scalar)
+
+
+def _block_of_known_shape(block_type: Any) -> Callable[[Any, Any, Any], None]:
+    original = block_type.__init__
+
+    @cache
+    def checked(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, str]:
+        block = block_type.__new__(block_type)
+        original(block, None, list(shape))
+        return block.shape, block.numel, str(block.shape)
+
+    def begin(block: Any, element_ty: Any, shape: Any) -> None:
+        block.shape, block.numel, text = checked(tuple(getattr(size, "value", size) for size in shape))
+        block.element_ty, block.name = element_ty, f"<{text}, {element_ty}>"
+
+    return begin
+
+
+def _tensor_of_known_shape(tensor: Any, handle: Any, kind: Any) -> None:
+    tensor.handle, tensor.type, tensor.dtype = handle, kind, kind.scalar
+    tensor.shape, tensor.numel = _constants(tuple(kind.shape) if kind.is_block() else ())
+
+
+@cache
+def _constants(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    from triton.language import core
+
+    return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(math.prod(shape))

@@ -1,23 +1,29 @@
 """The README's own commands: each is run, in the order of the page, or checked to name what is there.
 
-A command that this file does not know how to treat is a failure, so that none is left out unseen.
+A command that this file does not know how to treat is a failure, so that none is left out unseen. The quick suite runs
+what it can in forks, which have nothing to import; the slow one runs all as a user does.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from andromeda.cli import VERBS
+from andromeda.cli import VERBS, main
+from tests.commands.launcher import Launcher
+from tests.forks import forks
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -132,7 +138,49 @@ def run(step: Step, folder: Path) -> None:
     assert result.returncode == 0, said
 
 
-def test_every_command_of_the_readme_runs(readme: list[Step], copy: Path) -> None:
+def run_forked(step: Step, folder: Path) -> None:
+    """The same in forks, which have nothing to import; what torchrun would start are forks as well."""
+    words = shlex.split(quicker(step.text)) if step.kind == "shell" else ["python"]
+    if (
+        words[0] not in ("andromeda", "torchrun", "python")
+        or {"|", ">"} & set(words)
+        or step.text.startswith("python ")
+    ):
+        run(step, folder)
+        return
+    if words[0] == "torchrun":
+        launcher = Launcher(folder, int(words[words.index("--nproc-per-node") + 1]))
+        environments = [launcher.environment(rank) for rank in range(launcher.ranks)]
+        words = words[words.index("-m") + 1 :]
+    else:
+        environments = [{}]
+    log = folder.parent / f"line-{step.line}.log"
+    call = step.text if step.kind == "python" else words[1:]
+    processes = [forks().Process(target=_forked, args=(call, folder, log, each)) for each in environments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    codes = {process.exitcode for process in processes}
+    assert codes == {0}, f"README.md, line {step.line}: {step.text}\n{log.read_text()[-3000:]}"
+
+
+def _forked(call: str | list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
+    for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)):
+        os.dup2(os.open(path, flags), number)
+    os.dup2(1, 2)
+    os.chdir(folder)
+    os.environ |= {"COLUMNS": "100", **environment}
+    torch.set_num_threads(1)  # others run beside it
+    if isinstance(call, list):
+        sys.exit(main(call))
+    script = folder.parent / "block.py"
+    script.write_text(call)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("how", [run_forked, pytest.param(run, marks=pytest.mark.slow)])
+def test_every_command_of_the_readme_runs(readme: list[Step], copy: Path, how: Callable[[Step, Path], None]) -> None:
     for step in readme:
         if step.kind == "shell" and step.text.startswith(NOT_RUN):
             continue
@@ -140,7 +188,7 @@ def test_every_command_of_the_readme_runs(readme: list[Step], copy: Path) -> Non
             assert step.text.startswith(("andromeda ", "python ", "torchrun ")), (
                 f"README.md, line {step.line}: this test does not know {step.text!r}; add it to QUICKER or NOT_RUN"
             )
-        run(step, copy)
+        how(step, copy)
 
 
 def test_every_make_target_of_the_readme_is_there(readme: list[Step]) -> None:

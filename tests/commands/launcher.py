@@ -64,7 +64,7 @@ class Launcher:
         self._starts = 0
 
     def __call__(self, recipe: Path, *overrides: str, fault: Fault | None = None) -> Launched:
-        return self._launch([self._environment(rank) for rank in range(self.ranks)], recipe, overrides, fault)
+        return self._launch([self.environment(rank) for rank in range(self.ranks)], recipe, overrides, fault)
 
     def one(self, recipe: Path, *overrides: str) -> Launched:
         """A process by itself."""
@@ -85,7 +85,8 @@ class Launcher:
             process.start()
         return Launched(list(processes), logs)
 
-    def _environment(self, rank: int) -> dict[str, str]:
+    def environment(self, rank: int) -> dict[str, str]:
+        """What torchrun tells a process."""
         return {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
