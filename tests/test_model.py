@@ -111,10 +111,15 @@ def gradients(model: Andromeda) -> dict[str, Tensor]:
 
 
 class TestOneFunctionHoweverItIsFed:
-    @ALL_FLAGS
-    @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["64", "32"])
-    def test_full_is_chunks_is_token_by_token(self, flags: str, dtype: torch.dtype, atol: float) -> None:
-        model, ids = build(flags, dtype), some_ids()
+    @pytest.mark.parametrize(
+        ("flags", "dtype"),
+        [
+            *((flags, torch.float64) for flags in FLAGS),
+            *((flags, torch.float32) for flags in ("default", "gpt2_like", "pre_norm_sequential")),
+        ],
+    )
+    def test_full_is_chunks_is_token_by_token(self, flags: str, dtype: torch.dtype) -> None:
+        model, ids, atol = build(flags, dtype), some_ids(), 1e-10 if dtype == torch.float64 else 1e-4
         with torch.no_grad():
             full = model(ids)
         assert full.std() > 0.5

@@ -613,9 +613,7 @@ def fill_up(rich: Path, whole: dict[str, bytes], disk: Callable[[int], Path], si
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_again_and_again(
-    rich: Path, whole: dict[str, bytes], disk: Callable[[int], Path]
-) -> None:
+def test_a_disk_that_is_full_again_and_again(rich: Path, whole: dict[str, bytes], disk: Callable[[int], Path]) -> None:
     fill_up(rich, whole, disk, range(100, 4000, 300))
 
 
