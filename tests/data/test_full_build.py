@@ -324,7 +324,7 @@ def kill_and_build(corpus: Path, whole: Path, tmp_path: Path, stage: str) -> Non
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out / stage).exists() and process.poll() is None:
         time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.05))
+    time.sleep(random.uniform(0, 0.02 if stage == STAGES[-1] else 0.05))  # the manifest follows that one after 0.05 s
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was done before"
