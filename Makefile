@@ -25,6 +25,7 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	-$(MAKE) async-io
 	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -n 2 -m "hypothesis and not slow and not gpu"  # four times the examples
 
 test-gpu: $(VENV)/installed-test
 	$(PYTEST) -m gpu -n 4

@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     threads = max(1, torch.get_num_threads() // workers)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
-    examples = 50 if "not slow" in config.option.markexpr else 200  # others each time
+    examples = 200 if config.option.markexpr.startswith("hypothesis") else 50  # others each time
     settings.register_profile("andromeda", deadline=None, print_blob=True, max_examples=examples)  # busy is no failure
     settings.load_profile("andromeda")
 
@@ -55,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_the_disk() -> Iterator[None]:
-    """Flushing helps where the power fails, and takes milliseconds; tests that ask for it have their own."""
+    """Flushing helps where the power fails, and takes milliseconds. Other programs that tests start do flush."""
     with patch.object(os, "fsync", os.fstat):  # which also refuses what is no open file
         yield
 

@@ -1,4 +1,7 @@
-"""Triton's interpreter without work of which it keeps no result: kernels take a third of the time, to the same bits."""
+"""Triton's interpreter without work of which it keeps no result: kernels take a third of the time.
+
+To the same bits: see test_interpreter.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pytest
 
 @contextmanager
 def quick_interpreter() -> Iterator[None]:
-    """Changes Triton 3.7's interpreter; where another release has not what is changed, that is left alone.
+    """Changes Triton 3.7's interpreter; in another release, what may differ there is left alone.
 
     Sums and products of integers: each is done again in 64 bits to assert that it fits, and the assertion, which
     is for debugging, is then not made. The options say to leave that out.
@@ -22,6 +25,7 @@ def quick_interpreter() -> Iterator[None]:
     Calls of device functions: see `_once_a_launch`. What follows from a type or a shape alone, and is found out again
     for every value, is remembered.
     """
+    import triton
     from triton.language import core
     from triton.runtime import interpreter
 
@@ -33,8 +37,9 @@ def quick_interpreter() -> Iterator[None]:
             patch.setattr(interpreter, "_patch_lang", _once_a_launch(interpreter._patch_lang))
         if hasattr(interpreter, "_get_np_dtype"):
             patch.setattr(interpreter, "_get_np_dtype", _of_scalars(interpreter._get_np_dtype))
-        patch.setattr(core.block_type, "__init__", _block_of_known_shape(core.block_type))
-        patch.setattr(core.tensor, "__init__", _tensor_of_known_shape)
+        if triton.__version__.startswith("3.7."):
+            patch.setattr(core.block_type, "__init__", _block_of_known_shape(core.block_type))
+            patch.setattr(core.tensor, "__init__", _tensor_of_known_shape)
         yield
 
 

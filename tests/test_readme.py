@@ -95,10 +95,10 @@ def readme() -> list[Step]:
     return steps_of(README.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
     """What a user has after cloning, but for a shorter corpus; with a `python` and an `andromeda` that are these."""
-    folder = tmp_path_factory.mktemp("readme") / "andromeda"
+    folder = tmp_path / "andromeda"
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
     shorten(folder / "examples" / "verse" / "train.jsonl", 60_000)
     shorten(folder / "examples" / "verse" / "validation.txt", 15_000)
@@ -139,16 +139,15 @@ def run(step: Step, folder: Path) -> None:
 
 
 def run_forked(step: Step, folder: Path) -> None:
-    """The same in forks, which have nothing to import; what torchrun would start are forks as well."""
-    words = shlex.split(quicker(step.text)) if step.kind == "shell" else ["python"]
-    if (
-        words[0] not in ("andromeda", "torchrun", "python")
-        or {"|", ">"} & set(words)
-        or step.text.startswith("python ")
-    ):
+    """In forks, which have nothing to import, by the package that this file imports; other programs as `run` does.
+
+    What torchrun would start are forks as well.
+    """
+    words = shlex.split(quicker(step.text)) if step.kind == "shell" else []
+    if words and (words[0] not in ("andromeda", "torchrun") or {"|", ">"} & set(words)):
         run(step, folder)
         return
-    if words[0] == "torchrun":
+    if words[:1] == ["torchrun"]:
         launcher = Launcher(folder, int(words[words.index("--nproc-per-node") + 1]))
         environments = [launcher.environment(rank) for rank in range(launcher.ranks)]
         words = words[words.index("-m") + 1 :]
@@ -162,6 +161,8 @@ def run_forked(step: Step, folder: Path) -> None:
     for process in processes:
         process.join(300)
     codes = {process.exitcode for process in processes}
+    for process in processes:
+        process.kill()
     assert codes == {0}, f"README.md, line {step.line}: {step.text}\n{log.read_text()[-3000:]}"
 
 

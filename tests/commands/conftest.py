@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands.launcher import Launcher
-from tests.commands.runs import quick_training, write_recipe
+from tests.commands.quick_training import quick_training
+from tests.commands.runs import write_recipe
 
 
 @pytest.fixture

@@ -13,13 +13,9 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from unittest.mock import patch
 
-import torch
-
-from andromeda.commands import session  # before the forks
-from andromeda.commands.train import train
-from andromeda.training import metrics
+from andromeda.commands.train import train  # before the forks
+from tests.commands.quick_training import quick_training
 
 
 def start(recipe: str, output: Path, log: Path) -> int:
@@ -50,10 +46,11 @@ def finish(pid: int) -> None:
 
 
 def main(recipe: str, folder: Path, kills: int, seed: int) -> None:
-    torch.set_num_threads(1)
-    metrics.PEAK_SECONDS, metrics.PEAK_SIZE = 0.0, {"cpu": 64}
-    patch.object(session, "summarise", lambda *_: True).start()  # pictures take longer than such a training
-    moments = random.Random(seed)
+    with quick_training():
+        _train_and_kill(recipe, folder, kills, random.Random(seed))
+
+
+def _train_and_kill(recipe: str, folder: Path, kills: int, moments: random.Random) -> None:
     begin = time.monotonic()
     finish(start(recipe, folder / "whole", folder / "whole.log"))
     seconds = time.monotonic() - begin

@@ -13,14 +13,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from unittest.mock import patch
 
-import torch
 from torch.distributed import TCPStore
 
 from andromeda.cli import main
-from andromeda.commands import session
-from andromeda.training import metrics
+from tests.commands.quick_training import quick_training
 from tests.forks import forks
 
 PATIENCE = 120.0  # seconds
@@ -99,9 +96,7 @@ def _run(environment: dict[str, str], arguments: list[str], log: Path, fault: Fa
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ |= environment
-    torch.set_num_threads(1)
-    metrics.PEAK_SECONDS, metrics.PEAK_SIZE = 0.0, {"cpu": 64}
-    patch.object(session, "summarise", lambda *_: True).start()
-    if fault is not None:
-        fault(int(environment.get("RANK", "0")))
-    sys.exit(main(arguments))
+    with quick_training():
+        if fault is not None:
+            fault(int(environment.get("RANK", "0")))
+        sys.exit(main(arguments))

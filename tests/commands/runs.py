@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from andromeda.errors import AndromedaError
 from andromeda.training.loop import Loop
@@ -34,19 +33,6 @@ log_every: 2
 validate_every: 5
 save_every: 4
 """
-
-
-@contextmanager
-def quick_training() -> Iterator[None]:
-    """No summary, no long measurement; and so small a model is slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("andromeda.commands.session.summarise", lambda *_: True)
-        patch.setattr("andromeda.training.metrics.PEAK_SECONDS", 0.0)
-        patch.setattr("andromeda.training.metrics.PEAK_SIZE", {"cpu": 64, "cuda": 64})
-        yield
-    torch.set_num_threads(threads)
 
 
 def write_recipe(folder: Path) -> Path:
@@ -129,7 +115,8 @@ def kill_and_compare(recipe: Path, kills: int, seed: int) -> None:
     folder = recipe.parent
     killing = forks().Process(target=kill_training.main, args=(str(recipe), folder, kills, seed))
     killing.start()
-    killing.join()
+    killing.join(900)
+    killing.kill()
     assert killing.exitcode == 0, "".join(log.read_text() for log in folder.glob("*.log"))
     assert "going on from step" in (folder / "killed.log").read_text()
     for directory in folder.glob("killed*"):

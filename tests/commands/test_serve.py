@@ -59,7 +59,11 @@ class Process:
         self._said = os.fdopen(os.dup(read.fileno()))
         self._lines: Queue[str] = Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
+        try:
+            self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
+        except BaseException:
+            self.end()
+            raise
 
     def _read(self) -> None:
         for line in self._said:

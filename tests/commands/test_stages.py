@@ -26,7 +26,8 @@ from andromeda.training.lora_recipe import LoraRecipe
 from andromeda.training.metrics import read_metrics
 from andromeda.training.objective import NextToken
 from andromeda.training.state import load_state
-from tests.commands.runs import VERSE, assert_same_run, at_step, quick_training, refused, write_recipe
+from tests.commands.quick_training import quick_training
+from tests.commands.runs import VERSE, assert_same_run, at_step, refused, write_recipe
 
 pytestmark = pytest.mark.usefixtures("quick")
 DPO = """

@@ -29,6 +29,7 @@ from andromeda.tokenizer import Tokenizer
 from andromeda.training.engines import Engine
 from andromeda.training.metrics import TIMINGS, read_metrics
 from andromeda.training.state import load_state
+from tests.commands.quick_training import quick_training
 from tests.commands.runs import (
     VERSE,
     assert_same_run,
@@ -37,7 +38,6 @@ from tests.commands.runs import (
     copied,
     flip,
     kill_and_compare,
-    quick_training,
     refused,
     snapshot,
     write_recipe,

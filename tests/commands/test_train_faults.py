@@ -54,7 +54,7 @@ def wait_for(what: Path, launched: Launched) -> None:
 @pytest.mark.parametrize(
     ("engine", "victim"),
     [
-        ("ddp", 0), ("ddp", 1), pytest.param("fsdp", 1, marks=pytest.mark.slow),
+        ("ddp", 0), ("fsdp", 1), pytest.param("ddp", 1, marks=pytest.mark.slow),
         pytest.param("zero3", 0, marks=pytest.mark.slow),
     ],
 )  # fmt: skip

@@ -32,7 +32,8 @@ from andromeda.training.metrics import read_metrics
 from andromeda.training.objective import NextToken
 from andromeda.training.recipe import read_recipe
 from andromeda.training.state import load_counts
-from tests.commands.runs import assert_same_run, at_step, kill_and_compare, quick_training, refused
+from tests.commands.quick_training import quick_training
+from tests.commands.runs import assert_same_run, at_step, kill_and_compare, refused
 from tests.quick import quick
 
 pytestmark = pytest.mark.usefixtures("quick")

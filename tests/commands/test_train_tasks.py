@@ -21,13 +21,13 @@ from andromeda.training.metrics import read_metrics
 from andromeda.training.nebula.heads import load_heads
 from andromeda.training.nebula.keep import load_tasks
 from andromeda.training.nebula.predict import Predictor
+from tests.commands.quick_training import quick_training
 from tests.commands.runs import (
     VERSE,
     assert_same_run,
     at_step,
     copied,
     kill_and_compare,
-    quick_training,
     refused,
     untimed,
     write_recipe,

@@ -103,9 +103,9 @@ CASES = {
     "plain rotary": Case(xpos_scale=None),
     "rotary on all heads": Case(rotated=4),
     "rotary and no ALiBi": Case(rotated=4, local=0),
-    "a chunk of queries": Case(queries=37, before=32),
+    "a chunk of queries": Case(queries=37, before=32, xpos_scale=5.0),
     "one query of many": Case(queries=1, before=75, xpos_scale=5.0),
-    "documents": Case(batch=2, queries=71, documents=4),
+    "documents": Case(batch=2, queries=71, documents=4, xpos_scale=5.0),
     "documents, xPos on all heads, no maximum left out": Case(
         queries=71, documents=2, rotated=4, xpos_scale=5.0, bound=45.0
     ),

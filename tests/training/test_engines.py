@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,7 @@ class Runs:
     def _run(self, size: int, keys: dict[str, Any], until: int, poisoned: Sequence[int]) -> tuple[list[Any], Path]:
         name = repr((size, keys, until, poisoned))
         if name not in self._made:
-            folder = self.folder / str(len(self._made))
-            folder.mkdir()
+            folder = Path(tempfile.mkdtemp(dir=self.folder))
             given = keys, until, str(folder), False, poisoned
             self._made[name] = [run(None, *given)] if size == 1 else self.ranks(run, size, *given), folder
         return self._made[name]
