@@ -325,7 +325,7 @@ def kill(arguments: list[str], seen: Path) -> list[psutil.Process]:
     time.sleep(random.uniform(0, 0.05))
     children: list[psutil.Process] = process.children(recursive=True) if process.poll() is None else []
     process.kill()
-    process.wait()
+    assert process.wait() in (-signal.SIGKILL, 0), "it failed by itself"
     return children
 
 
